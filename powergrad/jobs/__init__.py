@@ -1,0 +1,1 @@
+"""The job domain: spec, state machine, store, lifecycle, artifacts. Torch-free; knows no HTTP and no queue."""
