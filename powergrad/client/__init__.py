@@ -1,0 +1,35 @@
+"""PowerGrad over HTTP: `Client`, and `AsyncClient` with the same methods. Needs the `client` extra; imports neither torch nor a database.
+
+with Client() as client:
+    job = client.submit({"data": {"dataset": "digits"}, "loss": {"alpha": 0.25}})
+    job = client.wait(job.id)
+    client.download(job.id, "best", "digits.safetensors")
+"""
+
+from powergrad.client.aio import AsyncClient
+from powergrad.client.errors import ApiError, ClientError, DownloadCorrupt, Unreachable, Violation
+from powergrad.client.models import Attempt, Checkpoint, Event, EventPage, Health, Job, JobMetrics, JobPage, JobState, Progress, Reason
+from powergrad.client.retries import Retries
+from powergrad.client.sync import Client
+
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "Attempt",
+    "Checkpoint",
+    "Client",
+    "ClientError",
+    "DownloadCorrupt",
+    "Event",
+    "EventPage",
+    "Health",
+    "Job",
+    "JobMetrics",
+    "JobPage",
+    "JobState",
+    "Progress",
+    "Reason",
+    "Retries",
+    "Unreachable",
+    "Violation",
+]

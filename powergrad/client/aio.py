@@ -1,0 +1,280 @@
+"""The client for asyncio (or any event loop httpx2 runs on): the same methods as `Client`, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import httpx2
+
+from powergrad.client import calls
+from powergrad.client.calls import Call, Checkpoints, Json, Rows, Spec
+from powergrad.client.core import CUT, QUIET_STREAM_S, Patience, Place, chosen, core
+from powergrad.client.download import PartialFile, target_of
+from powergrad.client.models import Event, EventPage, Health, Job, JobPage
+from powergrad.client.retries import Retries
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """PowerGrad over HTTP. Raises ApiError where the server refuses, Unreachable where it does not answer.
+
+    base_url: of the server; default $POWERGRAD_URL, else http://127.0.0.1:8642.  timeout_s: of one answer.  retries: how often a call that
+    may safely be repeated is, on connection errors, 429 and 503.
+    """
+
+    def __init__(self, base_url: str | None = None, *, timeout_s: float = 30.0, retries: int | Retries = 5) -> None:
+        self._core = core(base_url, timeout_s, retries)
+        self._http = httpx2.AsyncClient(**self._core.settings())
+
+    @property
+    def base_url(self) -> str:
+        return self._core.base_url
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    # --- jobs
+
+    async def submit(self, spec: Spec, *, idempotency_key: str | None = None) -> Job:
+        """The queued job. A key is made where none is given, so that a repeated request never makes a second job."""
+        return await self.send(calls.submit(spec, idempotency_key=idempotency_key))
+
+    async def dry_run(self, spec: Spec) -> Json:
+        """The spec as the server would store it, every default filled in; nothing is stored."""
+        return await self.send(calls.dry_run(spec))
+
+    async def get(self, job_id: str) -> Job:
+        return await self.send(calls.get(job_id))
+
+    async def page(self, *, limit: int = 20, after: str | None = None, **filters: Any) -> JobPage:
+        """One page of jobs, newest first; filters as in `list`."""
+        return await self.send(calls.page(limit=limit, after=after, **filters))
+
+    async def list(
+        self,
+        *,
+        state: Iterable[str] = (),
+        labels: Mapping[str, str] | None = None,
+        experiment: str | None = None,
+        created_after: datetime | str | None = None,
+        created_before: datetime | str | None = None,
+        q: str | None = None,
+        sort: str | None = None,
+        page_size: int = 100,
+    ) -> AsyncIterator[Job]:
+        """Every job that fits, newest first or by `sort` ("-metrics.val_top1"), fetched page by page as they are asked for."""
+        filters = {
+            "state": list(state),
+            "labels": labels,
+            "experiment": experiment,
+            "created_after": created_after,
+            "created_before": created_before,
+            "q": q,
+            "sort": sort,
+        }
+        after: str | None = None
+        while True:
+            found = await self.page(limit=page_size, after=after, **filters)
+            for job in found.data:
+                yield job
+            if not (found.has_more and found.data):
+                return
+            after = found.data[-1].id
+
+    async def changes(self, job_id: str, *, timeout_s: float | None = None) -> AsyncIterator[Job]:
+        """The job now, then at each change of state or progress, the terminal one last. Raises TimeoutError."""
+        patience = Patience(timeout_s)
+        seen = await self.send(calls.look(job_id))
+        while True:
+            if seen.job is not None:
+                yield seen.job
+                if seen.job.is_terminal:
+                    return
+            seen = await self.send(calls.look_again(job_id, etag=seen.etag, wait_s=patience.next_wait_s(job_id)))
+
+    async def wait(self, job_id: str, timeout_s: float | None = None) -> Job:
+        """The job when it has ended, in whatever terminal state. Raises TimeoutError."""
+        async for job in self.changes(job_id, timeout_s=timeout_s):
+            if job.is_terminal:
+                return job
+        raise AssertionError("changes() ends with a terminal job")
+
+    async def cancel(self, job_id: str) -> Job:
+        return await self.send(calls.act(job_id, "cancel"))
+
+    async def pause(self, job_id: str) -> Job:
+        return await self.send(calls.act(job_id, "pause"))
+
+    async def resume(self, job_id: str) -> Job:
+        return await self.send(calls.act(job_id, "resume"))
+
+    async def retry(self, job_id: str, *, limits: Mapping[str, Any] | None = None) -> Job:
+        """Let a failed job go on from its last checkpoint, with these limits raised."""
+        return await self.send(calls.retry(job_id, limits))
+
+    async def clone(self, job_id: str, *, changes: Mapping[str, Any] | None = None, from_checkpoint: str | None = None) -> Job:
+        """A new job: the same spec with `changes` by dotted name, {"loss.alpha": 0.3}."""
+        return await self.send(calls.clone(job_id, changes, from_checkpoint))
+
+    async def update(self, job_id: str, fields: Mapping[str, Any], *, if_match: str | None = None) -> Job:
+        """Change name, labels, notes, priority or retention; with `if_match`, only while the job's version is still that one."""
+        return await self.send(calls.update(job_id, fields, if_match))
+
+    async def delete(self, job_id: str) -> None:
+        await self.send(calls.delete(job_id))
+
+    # --- what a job leaves
+
+    async def events(self, job_id: str, after: int = 0, *, limit: int | None = None) -> EventPage:
+        return await self.send(calls.events(job_id, after, limit))
+
+    async def stream(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
+        """Every event after number `after`, live, until the job has ended: no gap and no repeat, however often the connection breaks."""
+        place, call, tries = Place(after), calls.stream(job_id, after), 0
+        while True:
+            outcome: httpx2.TransportError = CUT
+            try:
+                async with self._open(call, read_s=QUIET_STREAM_S) as response:
+                    async for frame in httpx2.EventSource(response):
+                        if (event := place.take(frame)) is not None:
+                            tries = 0
+                            yield event
+                        if place.ended:
+                            return
+            except httpx2.TransportError as error:
+                outcome = error
+            tries += 1
+            await self._pause(call, outcome, tries)
+            call = calls.stream(job_id, place.seq)
+
+    async def metrics(self, job_id: str, *, names: Iterable[str] = (), points: int | None = None, after: int | None = None) -> Json:
+        """Series by name, thinned to `points` keeping extremes."""
+        return await self.send(calls.metrics(job_id, names, points, after))
+
+    async def metrics_csv(self, job_id: str, *, names: Iterable[str] = (), points: int | None = None) -> str:
+        return await self.send(calls.metrics_csv(job_id, names, points))
+
+    async def logs(self, job_id: str, *, tail: int | None = None) -> str:
+        return await self.send(calls.logs(job_id, tail, follow=False))
+
+    async def follow_logs(self, job_id: str, *, tail: int | None = None) -> AsyncIterator[str]:
+        """Log text as it comes, until the job has ended. A broken connection raises Unreachable: logs have no place to go on from."""
+        try:
+            async with self._open(calls.logs(job_id, tail, follow=True), read_s=None) as response:
+                async for text in response.aiter_text():
+                    yield text
+        except httpx2.TransportError as error:
+            raise self._core.unreachable(error) from error
+
+    async def checkpoints(self, job_id: str) -> Checkpoints:
+        return await self.send(calls.checkpoints(job_id))
+
+    async def download(
+        self,
+        job_id: str,
+        checkpoint: str = "best",
+        path: str | os.PathLike[str] | None = None,
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Fetch a checkpoint's model.safetensors to `path` (a file, or a folder; default the current one), its sha256 verified.
+
+        A broken download is gone on with, in this call or a later one. on_progress: called with (bytes here, bytes in all). Raises
+        DownloadCorrupt.
+        """
+        found = chosen(await self.checkpoints(job_id), checkpoint, job_id)
+        tries = 0
+        with PartialFile(target_of(path, job_id, found), found) as part:
+            while not part.is_complete:
+                before, call = part.done, calls.weights(job_id, found.id, part.done)
+                outcome: httpx2.TransportError = CUT
+                try:
+                    async with self._open(call) as response:
+                        part.accept(response)
+                        async for chunk in response.aiter_bytes():
+                            part.write(chunk)
+                            if on_progress is not None:
+                                on_progress(part.done, part.size)
+                except httpx2.TransportError as error:
+                    outcome = error
+                if not part.is_complete:
+                    tries = 1 if part.done > before else tries + 1
+                    await self._pause(call, outcome, tries)
+            return part.publish()
+
+    # --- the server
+
+    async def workers(self) -> Rows:
+        return await self.send(calls.rows("/v1/workers"))
+
+    async def models(self) -> Rows:
+        return await self.send(calls.rows("/v1/models"))
+
+    async def presets(self) -> Rows:
+        return await self.send(calls.rows("/v1/presets"))
+
+    async def schema(self) -> Json:
+        """The JSON Schema of a job spec."""
+        return await self.send(calls.document("/v1/schemas/job"))
+
+    async def health(self) -> Health:
+        """Whether everything that a job needs is there, and what is missing."""
+        return await self.send(calls.health())
+
+    # --- the wire
+
+    async def send(self, call: Call[T]) -> T:
+        """Make a call, again where that may help, and read its answer."""
+        for tries in itertools.count(1):
+            outcome = await self._try(call)
+            wait_s = self._core.wait_s(call, outcome, tries)
+            if wait_s is None:
+                return self._core.settle(call, outcome, tries)
+            await asyncio.sleep(wait_s)
+        raise AssertionError("unreachable")
+
+    async def _try(self, call: Call[Any]) -> httpx2.Response | httpx2.TransportError:
+        try:
+            return await self._http.send(self._http.build_request(**self._core.arguments(call)))
+        except httpx2.TransportError as error:
+            return error
+
+    @asynccontextmanager
+    async def _open(self, call: Call[Any], *, read_s: float | Literal["usual"] | None = "usual") -> AsyncIterator[httpx2.Response]:
+        """An answer whose body is still to come; refusals that may pass are tried again here, broken connections by the caller."""
+        for tries in itertools.count(1):
+            request = self._http.build_request(**self._core.arguments(call))
+            if read_s != "usual":
+                request.extensions["timeout"]["read"] = read_s
+            response = await self._http.send(request, stream=True)
+            try:
+                wait_s = self._core.wait_s(call, response, tries)
+                if wait_s is None:
+                    if not response.is_success:
+                        await response.aread()
+                    yield self._core.response(call, response, tries)
+                    return
+            finally:
+                await response.aclose()
+            await asyncio.sleep(wait_s)
+
+    async def _pause(self, call: Call[Any], outcome: httpx2.TransportError, tries: int) -> None:
+        wait_s = self._core.wait_s(call, outcome, tries)
+        if wait_s is None:
+            raise self._core.unreachable(outcome) from outcome
+        await asyncio.sleep(wait_s)

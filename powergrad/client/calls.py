@@ -1,0 +1,219 @@
+"""Every request the API knows, as data: what to send, and how to read the answer. Both clients send these; nothing here does I/O."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Generic, Literal, TypeVar, cast
+from urllib.parse import quote
+
+import httpx2
+from pydantic import BaseModel
+
+from powergrad.client.models import Checkpoint, EventPage, Health, Job, JobPage
+
+T = TypeVar("T")
+Json = dict[str, Any]
+Rows = list[Json]
+Checkpoints = list[Checkpoint]
+Spec = Mapping[str, Any] | BaseModel
+Params = dict[str, str | int | bool | list[str]]
+
+LONGEST_POLL_S = 30.0
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One request and the reader of its answer."""
+
+    method: str
+    path: str
+    read: Callable[[httpx2.Response], T]
+    params: Params = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+    json: Any = None
+    repeatable: bool = True
+    """Doing it twice is the same as doing it once."""
+    extra_wait_s: float = 0.0
+    """How much longer than usual the server may take to answer."""
+    fine: frozenset[int] = frozenset()
+    """Statuses of 400 and more that `read` wants to see, and that are not tried again."""
+    done_before: frozenset[int] = frozenset()
+    """Statuses that, on a repetition, mean that the first try got through."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A job as one answer showed it, with the tag to ask for the next change; `job` is None where nothing changed."""
+
+    job: Job | None
+    etag: str | None
+
+
+def submit(spec: Spec, *, idempotency_key: str | None) -> Call[Job]:
+    key = idempotency_key or uuid.uuid4().hex
+    return Call("POST", "/v1/jobs", _job, json=plain(spec), headers={"Idempotency-Key": key})
+
+
+def dry_run(spec: Spec) -> Call[Json]:
+    return Call("POST", "/v1/jobs", _json, json=plain(spec), params={"dry_run": True})
+
+
+def get(job_id: str) -> Call[Job]:
+    return Call("GET", _job_path(job_id), _job)
+
+
+def look(job_id: str) -> Call[Seen]:
+    return Call("GET", _job_path(job_id), _seen)
+
+
+def look_again(job_id: str, *, etag: str | None, wait_s: float) -> Call[Seen]:
+    """The job when it differs from `etag`, or nothing after `wait_s` (whole seconds, at least one)."""
+    headers = {} if etag is None else {"If-None-Match": etag}
+    return Call("GET", _job_path(job_id), _seen, params={"wait": max(1, round(wait_s))}, headers=headers, extra_wait_s=wait_s)
+
+
+def page(
+    *,
+    limit: int,
+    after: str | None = None,
+    state: Iterable[str] = (),
+    labels: Mapping[str, str] | None = None,
+    experiment: str | None = None,
+    created_after: datetime | str | None = None,
+    created_before: datetime | str | None = None,
+    q: str | None = None,
+    sort: str | None = None,
+) -> Call[JobPage]:
+    params: Params = {"limit": limit}
+    named = {
+        "after": after,
+        "experiment": experiment,
+        "created_after": _time(created_after),
+        "created_before": _time(created_before),
+        "q": q,
+        "sort": sort,
+    }
+    params |= {name: value for name, value in named.items() if value is not None}
+    params |= {f"label.{key}": value for key, value in (labels or {}).items()}
+    if states := [str(one) for one in state]:
+        params["state"] = states
+    return Call("GET", "/v1/jobs", lambda response: JobPage.model_validate_json(response.content), params=params)
+
+
+def act(job_id: str, action: Literal["cancel", "pause", "resume"]) -> Call[Job]:
+    return Call("POST", f"{_job_path(job_id)}/{action}", _job)
+
+
+def retry(job_id: str, limits: Mapping[str, Any] | None) -> Call[Job]:
+    """A second retry of a job that already goes on is refused (409), so it is not repeated blindly."""
+    return Call("POST", f"{_job_path(job_id)}/retry", _job, json={"limits": dict(limits)} if limits else None, repeatable=False)
+
+
+def clone(job_id: str, changes: Mapping[str, Any] | None, from_checkpoint: str | None) -> Call[Job]:
+    body: Json = {"set": dict(changes or {})}
+    if from_checkpoint is not None:
+        body["from_checkpoint"] = from_checkpoint
+    return Call("POST", f"{_job_path(job_id)}/clone", _job, json=body, repeatable=False)
+
+
+def update(job_id: str, fields: Mapping[str, Any], if_match: str | None) -> Call[Job]:
+    headers = {"If-Match": if_match} if if_match is not None else {}
+    return Call("PATCH", _job_path(job_id), _job, json=dict(fields), headers=headers, repeatable=if_match is None)
+
+
+def delete(job_id: str) -> Call[None]:
+    return Call("DELETE", _job_path(job_id), lambda _: None, done_before=frozenset({404}))
+
+
+def events(job_id: str, after: int, limit: int | None) -> Call[EventPage]:
+    params: Params = {"after": after}
+    if limit is not None:
+        params["limit"] = limit
+    return Call("GET", f"{_job_path(job_id)}/events", lambda response: EventPage.model_validate_json(response.content), params=params)
+
+
+def stream(job_id: str, after: int) -> Call[None]:
+    """The live event stream from the event after number `after` (0: from the first)."""
+    headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"} | ({"Last-Event-ID": str(after)} if after else {})
+    return Call("GET", f"{_job_path(job_id)}/events", lambda _: None, headers=headers)
+
+
+def metrics(job_id: str, names: Iterable[str], points: int | None, after: int | None) -> Call[Json]:
+    return Call("GET", f"{_job_path(job_id)}/metrics", _json, params=_series(names, points, after))
+
+
+def metrics_csv(job_id: str, names: Iterable[str], points: int | None) -> Call[str]:
+    headers = {"Accept": "text/csv"}
+    return Call("GET", f"{_job_path(job_id)}/metrics", lambda response: response.text, params=_series(names, points, None), headers=headers)
+
+
+def logs(job_id: str, tail: int | None, *, follow: bool) -> Call[str]:
+    params: Params = {} if tail is None else {"tail": tail}
+    return Call("GET", f"{_job_path(job_id)}/logs", lambda response: response.text, params=params | ({"follow": True} if follow else {}))
+
+
+def checkpoints(job_id: str) -> Call[Checkpoints]:
+    return Call("GET", f"{_job_path(job_id)}/checkpoints", lambda response: [Checkpoint.model_validate(one) for one in _rows(response)])
+
+
+def weights(job_id: str, checkpoint_id: str, start: int) -> Call[None]:
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    path = f"{_job_path(job_id)}/checkpoints/{quote(checkpoint_id, safe='')}/model.safetensors"
+    return Call("GET", path, lambda _: None, headers=headers)
+
+
+def rows(path: Literal["/v1/workers", "/v1/models", "/v1/presets"]) -> Call[Rows]:
+    return Call("GET", path, _rows)
+
+
+def document(path: str) -> Call[Json]:
+    return Call("GET", path, _json)
+
+
+def health() -> Call[Health]:
+    return Call("GET", "/readyz", _health, fine=frozenset({503}))
+
+
+def plain(spec: Spec) -> Json:
+    """A spec as JSON values; a pydantic model says only what was set."""
+    return spec.model_dump(mode="json", exclude_unset=True) if isinstance(spec, BaseModel) else dict(spec)
+
+
+def _job_path(job_id: str) -> str:
+    return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def _time(value: datetime | str | None) -> str | None:
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def _series(names: Iterable[str], points: int | None, after: int | None) -> Params:
+    wanted = list(names)
+    params: Params = {"name": wanted} if wanted else {}
+    return params | {key: value for key, value in {"points": points, "after": after}.items() if value is not None}
+
+
+def _job(response: httpx2.Response) -> Job:
+    return Job.model_validate_json(response.content)
+
+
+def _seen(response: httpx2.Response) -> Seen:
+    etag = response.headers.get("etag")
+    return Seen(None, etag) if response.status_code == 304 else Seen(_job(response), etag)
+
+
+def _json(response: httpx2.Response) -> Json:
+    return cast("Json", response.json())
+
+
+def _rows(response: httpx2.Response) -> Rows:
+    body = response.json()
+    return cast("Rows", body["data"] if isinstance(body, dict) else body)
+
+
+def _health(response: httpx2.Response) -> Health:
+    body = response.json()
+    return Health.model_validate((body if isinstance(body, dict) else {}) | {"ready": response.status_code == 200})

@@ -1,0 +1,144 @@
+"""What both clients share: settings, the judgement of an outcome, the place in an event stream, the shape of a poll."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx2
+
+from powergrad.client.calls import LONGEST_POLL_S, Call
+from powergrad.client.errors import ApiError, ClientError, Unreachable, refusal
+from powergrad.client.models import Checkpoint, Event
+from powergrad.client.retries import Retries
+
+T = TypeVar("T")
+
+DEFAULT_URL = "http://127.0.0.1:8642"
+PING_EVERY_S = 15.0  # the server says ": ping" on a quiet stream this often, so three missed ones are a dead connection
+QUIET_STREAM_S = 3 * PING_EVERY_S
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+@dataclass(frozen=True)
+class Core:
+    """Where the server is and how patient to be with it."""
+
+    base_url: str
+    timeout_s: float
+    retries: Retries
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments of httpx2.Client. A proxy from the environment is not asked for this machine's own server."""
+        from powergrad import __version__
+
+        return {
+            "base_url": self.base_url,
+            "timeout": httpx2.Timeout(self.timeout_s, connect=min(5.0, self.timeout_s)),
+            "trust_env": urlsplit(self.base_url).hostname not in LOOPBACK,
+            "headers": {"User-Agent": f"powergrad/{__version__}", "Accept": "application/json"},
+        }
+
+    def arguments(self, call: Call[Any]) -> dict[str, Any]:
+        """Arguments of httpx2.Client.build_request."""
+        return {
+            "method": call.method,
+            "url": call.path,
+            "params": {key: str(value).lower() if isinstance(value, bool) else value for key, value in call.params.items()},
+            "headers": call.headers,
+            "json": call.json,
+            "timeout": httpx2.Timeout(self.timeout_s + call.extra_wait_s, connect=min(5.0, self.timeout_s)),
+        }
+
+    def wait_s(self, call: Call[Any], outcome: httpx2.Response | httpx2.TransportError, tries: int) -> float | None:
+        """Seconds before the next try; None where this outcome stands."""
+        if isinstance(outcome, httpx2.Response) and (outcome.status_code < 400 or outcome.status_code in call.fine):
+            return None
+        return self.retries.wait_after(outcome, tries=tries, repeatable=call.repeatable)
+
+    def settle(self, call: Call[T], outcome: httpx2.Response | httpx2.TransportError, tries: int) -> T:
+        """The answer in an outcome that stands. Raises ApiError, Unreachable, or ClientError for an answer nobody can read."""
+        response = self.response(call, outcome, tries)
+        try:
+            return call.read(response)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ClientError(f"{response.url}: the answer is not one of PowerGrad's API ({type(error).__name__}: {error})") from error
+
+    def response(self, call: Call[Any], outcome: httpx2.Response | httpx2.TransportError, tries: int) -> httpx2.Response:
+        """The response, if there is one that is no refusal. Its body must have been read where it is one."""
+        if isinstance(outcome, httpx2.TransportError):
+            raise self.unreachable(outcome) from outcome
+        accepted = outcome.is_success or outcome.status_code == 304 or outcome.status_code in call.fine
+        if not accepted and not (tries > 1 and outcome.status_code in call.done_before):
+            raise refusal(outcome)
+        return outcome
+
+    def unreachable(self, error: httpx2.TransportError) -> Unreachable:
+        cause = str(error) or type(error).__name__
+        return Unreachable(self.base_url, cause, refused=isinstance(error, httpx2.ConnectError))
+
+
+def core(base_url: str | None, timeout_s: float, retries: int | Retries) -> Core:
+    """Settings with the defaults filled in: POWERGRAD_URL, else the address that `powergrad up` listens on."""
+    url = (base_url or os.environ.get("POWERGRAD_URL") or DEFAULT_URL).rstrip("/")
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ClientError(f"{url}: must be an http:// or https:// address, such as {DEFAULT_URL}")
+    return Core(url, timeout_s, retries if isinstance(retries, Retries) else Retries(count=retries))
+
+
+class Patience:
+    """How long a caller waits for a job to end; None: for as long as it takes."""
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._timeout_s = timeout_s
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+
+    def next_wait_s(self, job_id: str) -> float:
+        """Seconds to let the server wait for a change. Raises TimeoutError when none are left."""
+        if self._deadline is None:
+            return LONGEST_POLL_S
+        left_s = self._deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError(f"{job_id}: not finished after {self._timeout_s} s")
+        return min(LONGEST_POLL_S, left_s)
+
+
+class Place:
+    """Where a reader is in a job's event stream: what to ask for next, and what it has had already."""
+
+    def __init__(self, after: int) -> None:
+        self.seq = after
+        self.ended = False
+
+    def take(self, frame: httpx2.ServerSentEvent) -> Event | None:
+        """The event in a frame; None for the end frame and for what was seen before."""
+        if frame.event == "end":
+            self.ended = True
+            return None
+        event = Event.model_validate_json(frame.data)
+        if event.seq <= self.seq:
+            return None
+        self.seq = event.seq
+        return event
+
+
+CUT = httpx2.RemoteProtocolError("the stream ended before its end frame")
+
+
+def chosen(found: list[Checkpoint], wanted: str, job_id: str) -> Checkpoint:
+    """The checkpoint called `wanted`: best, latest or an id. Raises ApiError (404) naming those there are."""
+    for checkpoint in found:
+        if wanted == checkpoint.id or (wanted == "best" and checkpoint.is_best) or (wanted == "latest" and checkpoint.is_latest):
+            return checkpoint
+    there = ", ".join(checkpoint.id for checkpoint in found) or "none yet"
+    problem: Mapping[str, Any] = {
+        "title": "Not Found",
+        "code": "checkpoint_not_found",
+        "detail": f"{job_id} has no checkpoint {wanted!r}; it has: {there}",
+    }
+    raise ApiError(404, dict(problem))

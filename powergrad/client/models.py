@@ -1,0 +1,139 @@
+"""What the server answers, typed. Unknown fields are kept: an older client reads a newer server."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Reason(_Answer):
+    """Why a job is where it is; `code` is from a closed set, `hint` is what to try."""
+
+    code: str
+    detail: str = ""
+    evidence: dict[str, Any] | None = None
+    hint: str | None = None
+
+
+class Attempt(_Answer):
+    number: int
+    worker: str | None = None
+    device: str | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    outcome: str | None = None
+    resumed_from: str | None = None
+
+
+class Progress(_Answer):
+    """How far a job is. `fraction` is in [0, 1]; all zero or None before the first step."""
+
+    epoch: float | None = None
+    epochs: int | None = None
+    step: int | None = None
+    steps: int | None = None
+    fraction: float | None = None
+    eta_s: float | None = None
+    images_per_s: float | None = None
+
+
+class JobMetrics(_Answer):
+    """Newest and best values by name; accuracies are fractions in [0, 1]."""
+
+    latest: dict[str, float | None] = {}
+    best: dict[str, float | None] = {}
+
+
+class Queue(_Answer):
+    position: int | None = None
+    waiting_for: str | None = None
+
+
+class Job(_Answer):
+    """One job as the server knows it. `version` moves with state and user fields, not with progress."""
+
+    id: str
+    state: JobState
+    name: str | None = None
+    reason: Reason | None = None
+    spec: dict[str, Any] = {}
+    attempt: int = 0
+    attempts: list[Attempt] = []
+    progress: Progress = Progress()
+    metrics: JobMetrics = JobMetrics()
+    queue: Queue | None = None
+    labels: dict[str, str] = {}
+    notes: str | None = None
+    priority: int | None = None
+    experiment: str | None = None
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    version: int | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.state in TERMINAL
+
+
+class JobPage(_Answer):
+    data: list[Job]
+    has_more: bool = False
+    first_id: str | None = None
+    last_id: str | None = None
+
+
+class Event(_Answer):
+    """One entry of a job's history; `seq` counts from 1 per job without gaps."""
+
+    seq: int
+    type: str
+    at: datetime | None = None
+    data: dict[str, Any] = {}
+
+
+class EventPage(_Answer):
+    data: list[Event]
+    has_more: bool = False
+
+
+class Checkpoint(_Answer):
+    """A published checkpoint; `bytes` and `sha256` are those of its model.safetensors."""
+
+    id: str
+    epoch: int | None = None
+    step: int | None = None
+    metrics: dict[str, float | None] = {}
+    bytes: int
+    sha256: str
+    is_best: bool = False
+    is_latest: bool = False
+    pinned: bool = False
+    created_at: datetime | None = None
+
+
+class Health(_Answer):
+    """What /readyz says; `ready` is its status code put in words."""
+
+    ready: bool = Field(description="every part that a job needs is there")

@@ -1,0 +1,275 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import httpx2
+
+from powergrad.client import calls
+from powergrad.client.calls import Call, Checkpoints, Json, Rows, Spec
+from powergrad.client.core import CUT, QUIET_STREAM_S, Patience, Place, chosen, core
+from powergrad.client.download import PartialFile, target_of
+from powergrad.client.models import Event, EventPage, Health, Job, JobPage
+from powergrad.client.retries import Retries
+
+T = TypeVar("T")
+
+
+class Client:
+    """PowerGrad over HTTP. Raises ApiError where the server refuses, Unreachable where it does not answer.
+
+    base_url: of the server; default $POWERGRAD_URL, else http://127.0.0.1:8642.  timeout_s: of one answer.  retries: how often a call that
+    may safely be repeated is, on connection errors, 429 and 503.
+    """
+
+    def __init__(self, base_url: str | None = None, *, timeout_s: float = 30.0, retries: int | Retries = 5) -> None:
+        self._core = core(base_url, timeout_s, retries)
+        self._http = httpx2.Client(**self._core.settings())
+
+    @property
+    def base_url(self) -> str:
+        return self._core.base_url
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # --- jobs
+
+    def submit(self, spec: Spec, *, idempotency_key: str | None = None) -> Job:
+        """The queued job. A key is made where none is given, so that a repeated request never makes a second job."""
+        return self.send(calls.submit(spec, idempotency_key=idempotency_key))
+
+    def dry_run(self, spec: Spec) -> Json:
+        """The spec as the server would store it, every default filled in; nothing is stored."""
+        return self.send(calls.dry_run(spec))
+
+    def get(self, job_id: str) -> Job:
+        return self.send(calls.get(job_id))
+
+    def page(self, *, limit: int = 20, after: str | None = None, **filters: Any) -> JobPage:
+        """One page of jobs, newest first; filters as in `list`."""
+        return self.send(calls.page(limit=limit, after=after, **filters))
+
+    def list(
+        self,
+        *,
+        state: Iterable[str] = (),
+        labels: Mapping[str, str] | None = None,
+        experiment: str | None = None,
+        created_after: datetime | str | None = None,
+        created_before: datetime | str | None = None,
+        q: str | None = None,
+        sort: str | None = None,
+        page_size: int = 100,
+    ) -> Iterator[Job]:
+        """Every job that fits, newest first or by `sort` ("-metrics.val_top1"), fetched page by page as they are asked for."""
+        filters = {
+            "state": list(state),
+            "labels": labels,
+            "experiment": experiment,
+            "created_after": created_after,
+            "created_before": created_before,
+            "q": q,
+            "sort": sort,
+        }
+        after: str | None = None
+        while True:
+            found = self.page(limit=page_size, after=after, **filters)
+            yield from found.data
+            if not (found.has_more and found.data):
+                return
+            after = found.data[-1].id
+
+    def changes(self, job_id: str, *, timeout_s: float | None = None) -> Iterator[Job]:
+        """The job now, then at each change of state or progress, the terminal one last. Raises TimeoutError."""
+        patience = Patience(timeout_s)
+        seen = self.send(calls.look(job_id))
+        while True:
+            if seen.job is not None:
+                yield seen.job
+                if seen.job.is_terminal:
+                    return
+            seen = self.send(calls.look_again(job_id, etag=seen.etag, wait_s=patience.next_wait_s(job_id)))
+
+    def wait(self, job_id: str, timeout_s: float | None = None) -> Job:
+        """The job when it has ended, in whatever terminal state. Raises TimeoutError."""
+        return next(job for job in self.changes(job_id, timeout_s=timeout_s) if job.is_terminal)
+
+    def cancel(self, job_id: str) -> Job:
+        return self.send(calls.act(job_id, "cancel"))
+
+    def pause(self, job_id: str) -> Job:
+        return self.send(calls.act(job_id, "pause"))
+
+    def resume(self, job_id: str) -> Job:
+        return self.send(calls.act(job_id, "resume"))
+
+    def retry(self, job_id: str, *, limits: Mapping[str, Any] | None = None) -> Job:
+        """Let a failed job go on from its last checkpoint, with these limits raised."""
+        return self.send(calls.retry(job_id, limits))
+
+    def clone(self, job_id: str, *, changes: Mapping[str, Any] | None = None, from_checkpoint: str | None = None) -> Job:
+        """A new job: the same spec with `changes` by dotted name, {"loss.alpha": 0.3}."""
+        return self.send(calls.clone(job_id, changes, from_checkpoint))
+
+    def update(self, job_id: str, fields: Mapping[str, Any], *, if_match: str | None = None) -> Job:
+        """Change name, labels, notes, priority or retention; with `if_match`, only while the job's version is still that one."""
+        return self.send(calls.update(job_id, fields, if_match))
+
+    def delete(self, job_id: str) -> None:
+        self.send(calls.delete(job_id))
+
+    # --- what a job leaves
+
+    def events(self, job_id: str, after: int = 0, *, limit: int | None = None) -> EventPage:
+        return self.send(calls.events(job_id, after, limit))
+
+    def stream(self, job_id: str, after: int = 0) -> Iterator[Event]:
+        """Every event after number `after`, live, until the job has ended: no gap and no repeat, however often the connection breaks."""
+        place, call, tries = Place(after), calls.stream(job_id, after), 0
+        while True:
+            outcome: httpx2.TransportError = CUT
+            try:
+                with self._open(call, read_s=QUIET_STREAM_S) as response:
+                    for frame in httpx2.EventSource(response):
+                        if (event := place.take(frame)) is not None:
+                            tries = 0
+                            yield event
+                        if place.ended:
+                            return
+            except httpx2.TransportError as error:
+                outcome = error
+            tries += 1
+            self._pause(call, outcome, tries)
+            call = calls.stream(job_id, place.seq)
+
+    def metrics(self, job_id: str, *, names: Iterable[str] = (), points: int | None = None, after: int | None = None) -> Json:
+        """Series by name, thinned to `points` keeping extremes."""
+        return self.send(calls.metrics(job_id, names, points, after))
+
+    def metrics_csv(self, job_id: str, *, names: Iterable[str] = (), points: int | None = None) -> str:
+        return self.send(calls.metrics_csv(job_id, names, points))
+
+    def logs(self, job_id: str, *, tail: int | None = None) -> str:
+        return self.send(calls.logs(job_id, tail, follow=False))
+
+    def follow_logs(self, job_id: str, *, tail: int | None = None) -> Iterator[str]:
+        """Log text as it comes, until the job has ended. A broken connection raises Unreachable: logs have no place to go on from."""
+        try:
+            with self._open(calls.logs(job_id, tail, follow=True), read_s=None) as response:
+                yield from response.iter_text()
+        except httpx2.TransportError as error:
+            raise self._core.unreachable(error) from error
+
+    def checkpoints(self, job_id: str) -> Checkpoints:
+        return self.send(calls.checkpoints(job_id))
+
+    def download(
+        self,
+        job_id: str,
+        checkpoint: str = "best",
+        path: str | os.PathLike[str] | None = None,
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Fetch a checkpoint's model.safetensors to `path` (a file, or a folder; default the current one), its sha256 verified.
+
+        A broken download is gone on with, in this call or a later one. on_progress: called with (bytes here, bytes in all). Raises
+        DownloadCorrupt.
+        """
+        found = chosen(self.checkpoints(job_id), checkpoint, job_id)
+        tries = 0
+        with PartialFile(target_of(path, job_id, found), found) as part:
+            while not part.is_complete:
+                before, call = part.done, calls.weights(job_id, found.id, part.done)
+                outcome: httpx2.TransportError = CUT
+                try:
+                    with self._open(call) as response:
+                        part.accept(response)
+                        for chunk in response.iter_bytes():
+                            part.write(chunk)
+                            if on_progress is not None:
+                                on_progress(part.done, part.size)
+                except httpx2.TransportError as error:
+                    outcome = error
+                if not part.is_complete:
+                    tries = 1 if part.done > before else tries + 1
+                    self._pause(call, outcome, tries)
+            return part.publish()
+
+    # --- the server
+
+    def workers(self) -> Rows:
+        return self.send(calls.rows("/v1/workers"))
+
+    def models(self) -> Rows:
+        return self.send(calls.rows("/v1/models"))
+
+    def presets(self) -> Rows:
+        return self.send(calls.rows("/v1/presets"))
+
+    def schema(self) -> Json:
+        """The JSON Schema of a job spec."""
+        return self.send(calls.document("/v1/schemas/job"))
+
+    def health(self) -> Health:
+        """Whether everything that a job needs is there, and what is missing."""
+        return self.send(calls.health())
+
+    # --- the wire
+
+    def send(self, call: Call[T]) -> T:
+        """Make a call, again where that may help, and read its answer."""
+        for tries in itertools.count(1):
+            outcome = self._try(call)
+            wait_s = self._core.wait_s(call, outcome, tries)
+            if wait_s is None:
+                return self._core.settle(call, outcome, tries)
+            time.sleep(wait_s)
+        raise AssertionError("unreachable")
+
+    def _try(self, call: Call[Any]) -> httpx2.Response | httpx2.TransportError:
+        try:
+            return self._http.send(self._http.build_request(**self._core.arguments(call)))
+        except httpx2.TransportError as error:
+            return error
+
+    @contextmanager
+    def _open(self, call: Call[Any], *, read_s: float | Literal["usual"] | None = "usual") -> Iterator[httpx2.Response]:
+        """An answer whose body is still to come; refusals that may pass are tried again here, broken connections by the caller."""
+        for tries in itertools.count(1):
+            request = self._http.build_request(**self._core.arguments(call))
+            if read_s != "usual":
+                request.extensions["timeout"]["read"] = read_s
+            response = self._http.send(request, stream=True)
+            try:
+                wait_s = self._core.wait_s(call, response, tries)
+                if wait_s is None:
+                    if not response.is_success:
+                        response.read()
+                    yield self._core.response(call, response, tries)
+                    return
+            finally:
+                response.close()
+            time.sleep(wait_s)
+
+    def _pause(self, call: Call[Any], outcome: httpx2.TransportError, tries: int) -> None:
+        wait_s = self._core.wait_s(call, outcome, tries)
+        if wait_s is None:
+            raise self._core.unreachable(outcome) from outcome
+        time.sleep(wait_s)
