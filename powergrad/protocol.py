@@ -15,7 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from powergrad.spec import TrainSpec
 
 FailureCode = Literal[
-    "out_of_memory_gpu", "out_of_memory_host", "diverged", "data_missing", "data_unreadable", "storage", "device_lost", "crashed", "internal"
+    "out_of_memory_gpu",
+    "out_of_memory_host",
+    "diverged",
+    "data_missing",
+    "data_unreadable",
+    "storage",
+    "device_lost",
+    "crashed",
+    "internal",
 ]
 Metrics = dict[str, float | None]
 """Metric values by name; None stands for a value that is not finite."""
@@ -181,7 +189,17 @@ class Failure(_Line):
 
 
 Message = Annotated[
-    Phase | Plan | Step | Evaluation | EvaluationProgress | CheckpointWritten | CheckpointSkipped | CheckpointFailed | Note | Done | Failure,
+    Phase
+    | Plan
+    | Step
+    | Evaluation
+    | EvaluationProgress
+    | CheckpointWritten
+    | CheckpointSkipped
+    | CheckpointFailed
+    | Note
+    | Done
+    | Failure,
     Field(discriminator="type"),
 ]
 _messages: TypeAdapter[Message] = TypeAdapter(Message)

@@ -29,7 +29,9 @@ class SpecModel(BaseModel):
 
 def by_name(key: str, default: str) -> Discriminator:
     """Choose a union's member by `key`, taking `default` where it is absent: `{"lr": 0.05}` is an SGD optimizer."""
-    return Discriminator(_tag_reader(key, default), custom_error_type="unknown_name", custom_error_message=f"{key} is not one of the known names")
+    return Discriminator(
+        _tag_reader(key, default), custom_error_type="unknown_name", custom_error_message=f"{key} is not one of the known names"
+    )
 
 
 def _tag_reader(key: str, default: str) -> Callable[[Any], str | None]:
@@ -69,7 +71,9 @@ class DataSpec(SpecModel):
                 if ignored:
                     raise PydanticCustomError("would_be_ignored", f"{field} is for dataset class_folder only", {"field": field})
         if self.download and self.dataset not in TORCHVISION_DATASETS:
-            raise PydanticCustomError("would_be_ignored", "download is for " + ", ".join(TORCHVISION_DATASETS) + " only", {"field": "download"})
+            raise PydanticCustomError(
+                "would_be_ignored", "download is for " + ", ".join(TORCHVISION_DATASETS) + " only", {"field": "download"}
+            )
         return self
 
 
@@ -219,7 +223,9 @@ class TrainSpec(SpecModel):
                 "out_of_range", f"warmup_epochs must be below epochs ({self.epochs})", {"field": "schedule/warmup_epochs"}
             )
         if isinstance(self.schedule, StepSpec) and self.schedule.milestones is not None and self.schedule.milestones[-1] >= self.epochs:
-            raise PydanticCustomError("would_be_ignored", f"milestones must be below epochs ({self.epochs})", {"field": "schedule/milestones"})
+            raise PydanticCustomError(
+                "would_be_ignored", f"milestones must be below epochs ({self.epochs})", {"field": "schedule/milestones"}
+            )
         return self
 
     @property

@@ -1,0 +1,91 @@
+"""What can go wrong in the job domain. It knows no HTTP: the API maps each class to a status once.
+
+JobError
+├── InvalidSpec            every violation of a spec at once
+├── JobNotFound
+├── CheckpointNotFound
+├── IllegalMove            the state machine has no such move
+├── VersionMismatch        If-Match named another version
+├── IdempotencyMismatch    the same key came with another body
+├── StorageFull
+└── Fenced                 this attempt no longer owns the job: control flow, logged at info
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+class JobError(Exception):
+    """Base of the domain's errors."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One broken rule: `pointer` is an RFC 6901 JSON pointer into the spec, `value` what was found there."""
+
+    pointer: str
+    code: str
+    detail: str
+    value: Any = None
+
+
+class InvalidSpec(JobError):
+    """The spec breaks rules; `violations` holds all of them."""
+
+    def __init__(self, violations: list[Violation]) -> None:
+        self.violations = violations
+        super().__init__("; ".join(f"{v.pointer or '/'}: {v.detail}" for v in violations))
+
+
+class JobNotFound(JobError):
+    """No job has this id (or it belongs to another owner)."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"no job {job_id!r}")
+
+
+class CheckpointNotFound(JobError):
+    """The job has no such checkpoint (yet)."""
+
+    def __init__(self, job_id: str, checkpoint_id: str) -> None:
+        super().__init__(f"job {job_id} has no checkpoint {checkpoint_id!r}")
+
+
+class IllegalMove(JobError):
+    """The job's state does not allow the action."""
+
+    def __init__(self, action: str, state: str, hint: str = "") -> None:
+        self.action, self.state = action, state
+        super().__init__(f"cannot {action} a job that is {state}" + (f": {hint}" if hint else ""))
+
+
+class VersionMismatch(JobError):
+    """The job changed since the caller read it."""
+
+    def __init__(self, expected: int, actual: int) -> None:
+        self.expected, self.actual = expected, actual
+        super().__init__(f"the job is at version {actual}, not {expected}: read it again")
+
+
+class IdempotencyMismatch(JobError):
+    """The idempotency key was used before, for another body."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"Idempotency-Key {key!r} was used before with another body: use a new key for a new job")
+
+
+class StorageFull(JobError):
+    """The data directory has too little free space to accept more work."""
+
+    def __init__(self, free_bytes: int, needed_bytes: int) -> None:
+        super().__init__(f"{free_bytes / 2**20:.0f} MiB free where at least {needed_bytes / 2**20:.0f} MiB are needed: delete jobs or data")
+
+
+class Fenced(JobError):
+    """Another claim, a cancel or a sweep has taken the job from this attempt: kill the trainer, write nothing."""
+
+    def __init__(self, job_id: str, attempt: int) -> None:
+        super().__init__(f"attempt {attempt} of {job_id} is over")

@@ -1,0 +1,106 @@
+"""The workers that are alive, what they have, and what they can do (the catalogue of models and data sets the API validates against)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, delete, func, select, update
+
+from powergrad.jobs.states import OWNED
+from powergrad.jobs.store import Tx
+from powergrad.jobs.tables import catalogue, jobs, workers
+
+ALIVE_S = 30.0  # a worker is alive while its heartbeat is younger
+FORGOTTEN_S = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """What a worker says of itself. slots: [{index, device, cpus}]; devices: [{name, memory_bytes, …}]; gpus: how many it owns."""
+
+    id: str
+    host: str
+    pid: int
+    version: str
+    slots: list[dict[str, Any]]
+    devices: list[dict[str, Any]]
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the live workers have together. gpus: of the one that has most."""
+
+    workers: int
+    gpus: int
+
+
+def register(tx: Tx, worker: WorkerInfo) -> None:
+    """A worker has started (or its row was swept away while it slept)."""
+    row = {**vars(worker), "state": "ready", "heartbeat_at": tx.now_ms}
+    statement = tx.insert(workers).values(**row, started_at=tx.now_ms)
+    tx.run(statement.on_conflict_do_update(index_elements=["id"], set_=row))
+    tx.run(delete(workers).where(workers.c.heartbeat_at < tx.now_ms - int(FORGOTTEN_S * 1000)))
+
+
+def heartbeat(tx: Tx, worker_id: str, *, devices: list[dict[str, Any]], draining: bool) -> bool:
+    """A worker is alive; False when its row is gone and it must register again."""
+    values = {"heartbeat_at": tx.now_ms, "devices": devices, "state": "draining" if draining else "ready"}
+    return tx.run(update(workers).where(workers.c.id == worker_id).values(**values)).rowcount == 1
+
+
+def retire(tx: Tx, worker_id: str) -> None:
+    """A worker has ended well."""
+    tx.run(delete(workers).where(workers.c.id == worker_id))
+
+
+def capacity(tx: Tx) -> Capacity:
+    """What the live workers have."""
+    row = tx.one(select(func.count().label("n"), func.coalesce(func.max(workers.c.gpus), 0).label("gpus")).where(_alive(tx)))
+    assert row is not None
+    return Capacity(row.n, row.gpus)
+
+
+def live_workers(tx: Tx) -> list[dict[str, Any]]:
+    """The live workers as JSON, with the jobs each one runs."""
+    from powergrad.jobs.queries import rfc3339
+
+    rows = tx.all(select(workers).where(_alive(tx)).order_by(workers.c.id))
+    running: dict[str, list[str]] = {}
+    for row in tx.all(select(jobs.c.id, jobs.c.worker).where(jobs.c.state.in_(OWNED))):
+        running.setdefault(row.worker, []).append(row.id)
+    return [
+        {
+            "id": row.id,
+            "object": "worker",
+            "host": row.host,
+            "pid": row.pid,
+            "version": row.version,
+            "state": row.state,
+            "slots": row.slots,
+            "devices": row.devices,
+            "running": sorted(running.get(row.id, [])),
+            "started_at": rfc3339(row.started_at),
+            "heartbeat_at": rfc3339(row.heartbeat_at),
+        }
+        for row in rows
+    ]
+
+
+def _alive(tx: Tx) -> Any:
+    return and_(workers.c.heartbeat_at >= tx.now_ms - int(ALIVE_S * 1000))
+
+
+def publish(tx: Tx, kind: str, entries: Sequence[dict[str, Any]]) -> None:
+    """Store what workers can do: kind is models or datasets, each entry has a `name`."""
+    row = {"entries": list(entries), "updated_at": tx.now_ms}
+    statement = tx.insert(catalogue).values(kind=kind, **row)
+    tx.run(statement.on_conflict_do_update(index_elements=["kind"], set_=row))
+
+
+def published(tx: Tx, kind: str) -> list[dict[str, Any]]:
+    """The catalogue of a kind; empty before the first worker has started."""
+    row = tx.one(select(catalogue.c.entries).where(catalogue.c.kind == kind))
+    return [] if row is None else list(row.entries)

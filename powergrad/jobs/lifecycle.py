@@ -1,0 +1,719 @@
+"""The life of a job: every change of its row is made here, each by one conditional UPDATE and with its event in the same transaction.
+
+    user        submit  cancel  pause  resume  retry  amend  remove
+    worker      claim  renew  record  finish
+    anybody     sweep
+
+Every function takes an open write transaction (`Store.write()`); the caller commits, and rings the workers only after that. The row is
+the job; messages are doorbells. `attempt` fences: what a run writes says WHERE id AND attempt AND state, and no row means `Fenced`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, or_, select, update
+from ulid import ULID
+
+from powergrad import protocol
+from powergrad.jobs import metrics
+from powergrad.jobs.errors import Fenced, IdempotencyMismatch, IllegalMove, JobNotFound, VersionMismatch
+from powergrad.jobs.spec import JobSpec, default_name
+from powergrad.jobs.states import MOVES, OWNED, TERMINAL, End, JobState, Outcome, Reason, ReasonCode, next_move
+from powergrad.jobs.store import Tx
+from powergrad.jobs.tables import attempts, checkpoints, deletions, events, idempotency_keys, job_labels, jobs, metric_chunks
+
+LOCAL_OWNER = "local"
+LEASE_TTL_S = 30.0
+CANCEL_GRACE_S = 7.0  # with a sweep every 2 s, a cancel ends within 10 s even when its worker is dead
+IDEMPOTENCY_TTL_S = 24 * 3600.0
+CLAIM_CANDIDATES = 64
+BEST_BY = "val_top1"
+
+Event = tuple[str, dict[str, Any]]
+
+
+# --- what a user does ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job to store. body_sha256: of what was sent, compared when the idempotency key comes again."""
+
+    spec: JobSpec
+    owner: str = LOCAL_OWNER
+    idempotency_key: str | None = None
+    body_sha256: str = ""
+    notes: str = ""
+    cloned_from: str | None = None
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """replayed: the job was there before, under the same idempotency key."""
+
+    job_id: str
+    replayed: bool
+
+
+def body_hash(body: Any) -> str:
+    """SHA-256 of a decoded JSON body, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def submit(tx: Tx, new: Submission) -> Submitted:
+    """Store a job, its first event and its idempotency key. Raises IdempotencyMismatch."""
+    job_id = f"job_{ULID()}"
+    if new.idempotency_key is not None:
+        earlier = _take_key(tx, new, job_id)
+        if earlier is not None:
+            return Submitted(earlier, replayed=True)
+    spec = new.spec
+    name = spec.name or default_name(spec)
+    tx.run(
+        insert(jobs).values(
+            id=job_id,
+            owner=new.owner,
+            name=name,
+            state=JobState.QUEUED,
+            spec=spec.model_dump(mode="json"),
+            resolved={},
+            gpus=spec.resources.gpus,
+            priority=spec.priority,
+            labels=spec.labels,
+            notes=new.notes,
+            retention={"keep_last": spec.checkpoint.keep_last, "keep_best": spec.checkpoint.keep_best},
+            attempt=0,
+            failures=0,
+            max_attempts=spec.limits.max_attempts,
+            version=1,
+            revision=1,
+            seq=1,
+            trained_ms=0,
+            progress=initial_progress(spec.epochs),
+            latest={},
+            best={},
+            created_at=tx.now_ms,
+            queued_at=tx.now_ms,
+        )
+    )
+    origin = {"cloned_from": new.cloned_from} if new.cloned_from else {}
+    tx.run(
+        insert(events).values(job_id=job_id, seq=1, at=tx.now_ms, type="created", data={"state": JobState.QUEUED, "name": name, **origin})
+    )
+    _put_labels(tx, job_id, spec.labels)
+    return Submitted(job_id, replayed=False)
+
+
+def _take_key(tx: Tx, new: Submission, job_id: str) -> str | None:
+    """The job stored earlier under this key, or None after taking the key for `job_id`. A concurrent twin waits for our commit here."""
+    statement = tx.insert(idempotency_keys).values(
+        owner=new.owner, key=new.idempotency_key, body_sha256=new.body_sha256, job_id=job_id, created_at=tx.now_ms
+    )
+    if tx.run(statement.on_conflict_do_nothing()).rowcount == 1:
+        return None
+    held = tx.one(select(idempotency_keys).where(idempotency_keys.c.owner == new.owner, idempotency_keys.c.key == new.idempotency_key))
+    if held is None or held.body_sha256 != new.body_sha256:
+        raise IdempotencyMismatch(new.idempotency_key or "")
+    return str(held.job_id)
+
+
+def cancel(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> JobState:
+    """Ask for the end of a job; the state it is in now. Twice is no error. Raises JobNotFound, IllegalMove."""
+    row = locked(tx, job_id, owner=owner)
+    state = JobState(row.state)
+    if state in (JobState.CANCELLING, JobState.CANCELLED):
+        return state
+    if state in TERMINAL:
+        raise IllegalMove("cancel", state)
+    asked = {"cancel_requested_at": tx.now_ms}
+    _move(tx, row, JobState.CANCELLING, asked)
+    if state in (JobState.QUEUED, JobState.PAUSED):
+        _move(tx, locked(tx, job_id, owner=owner), JobState.CANCELLED, {"finished_at": tx.now_ms})
+        return JobState.CANCELLED
+    return JobState.CANCELLING
+
+
+def pause(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> JobState:
+    """Ask a job to write a checkpoint and give its device back; the state it is in now. Twice is no error."""
+    row = locked(tx, job_id, owner=owner)
+    match JobState(row.state):
+        case JobState.PAUSING | JobState.PAUSED as state:
+            return state
+        case JobState.QUEUED:
+            _move(tx, row, JobState.PAUSED)
+            return JobState.PAUSED
+        case JobState.RUNNING:
+            _move(tx, row, JobState.PAUSING)
+            return JobState.PAUSING
+        case state:
+            raise IllegalMove("pause", state)
+
+
+def resume(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> JobState:
+    """Put a paused job back into the queue; the state it is in now. Twice is no error."""
+    row = locked(tx, job_id, owner=owner)
+    match JobState(row.state):
+        case JobState.QUEUED | JobState.RUNNING as state:
+            return state
+        case JobState.PAUSED:
+            _move(tx, row, JobState.QUEUED, {"queued_at": tx.now_ms, "not_before": None})
+            return JobState.QUEUED
+        case JobState.PAUSING:
+            raise IllegalMove("resume", JobState.PAUSING, "wait until it is paused")
+        case state:
+            raise IllegalMove("resume", state)
+
+
+@dataclass(frozen=True)
+class RaisedLimits:
+    """New limits given with a retry; None keeps the old one."""
+
+    max_seconds: float | None = None
+    max_attempts: int | None = None
+    stall_seconds: float | None = None
+
+
+def retry(tx: Tx, job_id: str, *, limits: RaisedLimits | None = None, owner: str = LOCAL_OWNER) -> JobState:
+    """Queue a failed or cancelled job again: it goes on from its last checkpoint, with a fresh count of failures."""
+    row = locked(tx, job_id, owner=owner)
+    state = JobState(row.state)
+    if state not in (JobState.FAILED, JobState.CANCELLED):
+        raise IllegalMove("retry", state, "only a failed or cancelled job can go on")
+    raised = {name: value for name, value in vars(limits or RaisedLimits()).items() if value is not None}
+    spec = {**row.spec, "limits": {**row.spec["limits"], **raised}}
+    fresh = {
+        "failures": 0,
+        "reason": None,
+        "spec": spec,
+        "max_attempts": spec["limits"]["max_attempts"],
+        "queued_at": tx.now_ms,
+        "not_before": None,
+        "finished_at": None,
+        "cancel_requested_at": None,
+    }
+    _move(tx, row, JobState.QUEUED, fresh, extra={"retry": True, **raised})
+    return JobState.QUEUED
+
+
+@dataclass(frozen=True)
+class Amendment:
+    """The user's fields to change; None leaves a field as it is."""
+
+    name: str | None = None
+    labels: dict[str, str] | None = None
+    notes: str | None = None
+    priority: int | None = None
+    retention: dict[str, int] | None = None
+
+
+def amend(tx: Tx, job_id: str, change: Amendment, *, expected_version: int | None = None, owner: str = LOCAL_OWNER) -> None:
+    """Change the user's own fields of a job in any state. Raises VersionMismatch when `expected_version` is not the job's."""
+    row = locked(tx, job_id, owner=owner)
+    if expected_version is not None and expected_version != row.version:
+        raise VersionMismatch(expected_version, row.version)
+    values = {name: value for name, value in vars(change).items() if value is not None}
+    if not values:
+        return
+    if change.retention is not None:
+        values["retention"] = {**row.retention, **change.retention}
+    if change.labels is not None:
+        tx.run(delete(job_labels).where(job_labels.c.job_id == job_id))
+        _put_labels(tx, job_id, change.labels)
+    _write(tx, jobs.c.id == job_id, {**values, "version": row.version + 1}, [("amended", {"fields": sorted(values)})])
+
+
+def remove(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> str:
+    """Delete a terminal job and all that is stored of it; the directory whose files are to be freed after the commit."""
+    row = locked(tx, job_id, owner=owner)
+    if JobState(row.state) not in TERMINAL:
+        raise IllegalMove("delete", row.state, "cancel it first")
+    for table in (job_labels, attempts, events, metric_chunks, checkpoints, idempotency_keys):
+        tx.run(delete(table).where(table.c.job_id == job_id))
+    tx.run(delete(jobs).where(jobs.c.id == job_id))
+    tx.run(tx.insert(deletions).values(path=job_dir(job_id), created_at=tx.now_ms).on_conflict_do_nothing())
+    return job_dir(job_id)
+
+
+def freed(tx: Tx, path: str) -> None:
+    """The files of a removed job are gone: forget the debt."""
+    tx.run(delete(deletions).where(deletions.c.path == path))
+
+
+def job_dir(job_id: str) -> str:
+    """A job's directory below the artifact root."""
+    return f"jobs/{job_id}"
+
+
+def initial_progress(epochs: int) -> dict[str, Any]:
+    """`progress` of a job that has not started."""
+    return {"phase": None, "epoch": 0, "epochs": epochs, "step": 0, "steps": None, "fraction": 0.0, "eta_s": None, "images_per_s": None}
+
+
+# --- what a worker does ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a worker's free slot gives. gpus: 0 or 1; cpu_threads: cores of the slot; device: its name for people."""
+
+    worker: str
+    device: str
+    gpus: int
+    cpu_threads: int
+    lease_ttl_s: float = LEASE_TTL_S
+
+
+@dataclass(frozen=True)
+class Run:
+    """One attempt's right to write about its job."""
+
+    job_id: str
+    attempt: int
+    lease_ttl_s: float = LEASE_TTL_S
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job taken: the run, its spec, and what earlier attempts left."""
+
+    run: Run
+    spec: JobSpec
+    gpus: int
+    cpu_threads: int
+    precision: str | None  # fixed by the first attempt; None before it
+    trained_s: float
+    resume: list[protocol.ResumePoint] = field(default_factory=list)
+
+
+def claim(tx: Tx, offer: Offer) -> Claim | None:
+    """Take the best runnable job that fits the offer, or None: highest priority, then the owner with the fewest running, then age."""
+    for candidate in _candidates(tx, offer):
+        gpus = offer.gpus if candidate.gpus is None else candidate.gpus
+        cpu_threads = candidate.resolved.get("cpu_threads") or candidate.spec["resources"]["cpu_threads"] or offer.cpu_threads
+        resolved = {**candidate.resolved, "cpu_threads": cpu_threads, "gpus": gpus}
+        values = {
+            "state": JobState.RUNNING,
+            "attempt": candidate.attempt + 1,
+            "version": candidate.version + 1,
+            "worker": offer.worker,
+            "lease_until": tx.now_ms + int(offer.lease_ttl_s * 1000),
+            "not_before": None,
+            "reason": None,
+            "started_at": candidate.started_at or tx.now_ms,
+            "resolved": resolved,
+            "gpus": gpus,
+            "progress": {**candidate.progress, "phase": "starting", "eta_s": None, "images_per_s": None},
+        }
+        where = and_(jobs.c.id == candidate.id, jobs.c.state == JobState.QUEUED, jobs.c.attempt == candidate.attempt)
+        happened: list[Event] = [
+            ("claimed", {"attempt": candidate.attempt + 1, "worker": offer.worker, "device": offer.device}),
+            _state_event(JobState.QUEUED, JobState.RUNNING, candidate.attempt + 1),
+        ]
+        if _write(tx, where, values, happened) is None:
+            continue  # somebody else has it
+        return _claimed(tx, candidate, offer, gpus=gpus, cpu_threads=cpu_threads)
+    return None
+
+
+def _candidates(tx: Tx, offer: Offer) -> list[Row[Any]]:
+    fits = or_(jobs.c.gpus.is_(None), jobs.c.gpus <= offer.gpus)
+    due = or_(jobs.c.not_before.is_(None), jobs.c.not_before <= tx.now_ms)
+    query = select(jobs).where(jobs.c.state == JobState.QUEUED, due, fits)
+    rows = list(tx.all(query.order_by(jobs.c.priority.desc(), jobs.c.queued_at, jobs.c.id).limit(CLAIM_CANDIDATES)))
+    if len({row.owner for row in rows}) > 1:
+        running = {
+            row.owner: row.n
+            for row in tx.all(select(jobs.c.owner, func.count().label("n")).where(jobs.c.state.in_(OWNED)).group_by(jobs.c.owner))
+        }
+        rows.sort(key=lambda row: (-row.priority, running.get(row.owner, 0), row.queued_at, row.id))
+    return rows
+
+
+def _claimed(tx: Tx, candidate: Row[Any], offer: Offer, *, gpus: int, cpu_threads: int) -> Claim:
+    run = Run(candidate.id, candidate.attempt + 1, offer.lease_ttl_s)
+    tx.run(insert(attempts).values(job_id=run.job_id, number=run.attempt, worker=offer.worker, device=offer.device, started_at=tx.now_ms))
+    stored = select(checkpoints).where(checkpoints.c.job_id == run.job_id, checkpoints.c.broken.is_(False))
+    points = [
+        protocol.ResumePoint(id=checkpoint_id(row.step), path=row.path, step=row.step, sha256=row.sha256)
+        for row in tx.all(stored.order_by(checkpoints.c.step.desc()))
+    ]
+    return Claim(
+        run=run,
+        spec=JobSpec.model_validate(candidate.spec),
+        gpus=gpus,
+        cpu_threads=cpu_threads,
+        precision=candidate.resolved.get("precision"),
+        trained_s=candidate.trained_ms / 1000,
+        resume=points,
+    )
+
+
+def has_work(tx: Tx, *, gpus: int) -> bool:
+    """Whether a queued job is due that a slot with so many GPUs could run."""
+    due = or_(jobs.c.not_before.is_(None), jobs.c.not_before <= tx.now_ms)
+    fits = or_(jobs.c.gpus.is_(None), jobs.c.gpus <= gpus)
+    return tx.one(select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, due, fits).limit(1)) is not None
+
+
+def renew(tx: Tx, run: Run, *, trained_ms: int = 0) -> JobState:
+    """Extend the lease and read the wishes of the user: RUNNING, PAUSING or CANCELLING.
+
+    trained_ms: training time since the last call. A lapsed lease that nobody has taken is renewed (a laptop slept). Raises Fenced.
+    """
+    values = {"lease_until": tx.now_ms + int(run.lease_ttl_s * 1000), "trained_ms": jobs.c.trained_ms + trained_ms}
+    row = tx.one(update(jobs).where(_owned(run)).values(**values).returning(jobs.c.state))
+    if row is None:
+        raise Fenced(run.job_id, run.attempt)
+    return JobState(row.state)
+
+
+def state_of(tx: Tx, run: Run) -> JobState:
+    """The state this run's job is in, without writing. Raises Fenced."""
+    row = tx.one(select(jobs.c.state).where(_owned(run)))
+    if row is None:
+        raise Fenced(run.job_id, run.attempt)
+    return JobState(row.state)
+
+
+def record(tx: Tx, run: Run, messages: Sequence[protocol.Message]) -> JobState:
+    """Write down what the trainer said, all of it or nothing; the state of the job. Raises Fenced."""
+    row = tx.one(_for_update(tx, select(jobs).where(_owned(run))))
+    if row is None:
+        raise Fenced(run.job_id, run.attempt)
+    draft = _Draft.of(row)
+    for message in messages:
+        draft.take(tx, run, message)
+    draft.close(tx, run)
+    values = {
+        "progress": draft.progress,
+        "latest": draft.latest,
+        "best": draft.best,
+        "best_step": draft.best_step,
+        "resolved": draft.resolved,
+    }
+    if _write(tx, _owned(run), values, draft.events) is None:
+        raise Fenced(run.job_id, run.attempt)
+    return JobState(row.state)
+
+
+def finish(tx: Tx, run: Run, end: End, *, trained_ms: int = 0) -> JobState:
+    """Close the attempt and move the job on; the state it is in then. Raises Fenced."""
+    row = tx.one(_for_update(tx, select(jobs).where(_owned(run))))
+    if row is None:
+        raise Fenced(run.job_id, run.attempt)
+    return _end_attempt(tx, row, end, trained_ms=trained_ms)
+
+
+def prunable(tx: Tx, job_id: str) -> list[Row[Any]]:
+    """Checkpoints that retention lets go: never the newest, the best or a pinned one."""
+    job = tx.one(select(jobs.c.retention).where(jobs.c.id == job_id))
+    if job is None:
+        return []
+    rows = tx.all(select(checkpoints).where(checkpoints.c.job_id == job_id).order_by(checkpoints.c.step.desc()))
+    whole = [row for row in rows if not row.broken]
+    kept = {row.step for row in whole[: job.retention["keep_last"]]}
+    ranked = sorted((row for row in whole if row.score is not None), key=lambda row: (-row.score, row.step))
+    kept |= {row.step for row in ranked[: job.retention["keep_best"]]}
+    return [row for row in rows if row.step not in kept and not row.pinned and not (row.broken and not whole)]
+
+
+def prune(tx: Tx, run: Run) -> list[str]:
+    """Forget what retention lets go; the directories (relative to the job's) to delete after the commit. Raises Fenced."""
+    if tx.one(select(jobs.c.id).where(_owned(run))) is None:
+        raise Fenced(run.job_id, run.attempt)
+    gone = prunable(tx, run.job_id)
+    if gone:
+        tx.run(delete(checkpoints).where(checkpoints.c.job_id == run.job_id, checkpoints.c.step.in_([row.step for row in gone])))
+    return [row.path for row in gone]
+
+
+def checkpoint_id(step: int) -> str:
+    """`step-00000800`."""
+    return f"step-{step:08d}"
+
+
+@dataclass
+class _Draft:
+    """The job row's moving parts while a batch of messages is folded into them."""
+
+    progress: dict[str, Any]
+    latest: dict[str, Any]
+    best: dict[str, Any]
+    best_step: int | None
+    resolved: dict[str, Any]
+    events: list[Event] = field(default_factory=list)
+    points: dict[str, list[metrics.Point]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> _Draft:
+        return cls(dict(row.progress), dict(row.latest), dict(row.best), row.best_step, dict(row.resolved))
+
+    def take(self, tx: Tx, run: Run, message: protocol.Message) -> None:
+        match message:
+            case protocol.Phase():
+                self.progress["phase"] = message.name
+                self.events.append(("phase", {"name": message.name, "attempt": run.attempt}))
+            case protocol.Plan():
+                self._plan(tx, run, message)
+            case protocol.Step():
+                self._step(message)
+            case protocol.Evaluation():
+                self._evaluation(run, message)
+            case protocol.CheckpointWritten():
+                self._checkpoint(tx, run, message)
+            case protocol.CheckpointSkipped():
+                step = int(message.id.removeprefix("step-"))
+                tx.run(update(checkpoints).where(checkpoints.c.job_id == run.job_id, checkpoints.c.step == step).values(broken=True))
+                self.events.append(("checkpoint_skipped", {"id": message.id, "detail": message.detail, "attempt": run.attempt}))
+            case protocol.CheckpointFailed():
+                self.events.append(("checkpoint_failed", {"step": message.step, "detail": message.detail, "attempt": run.attempt}))
+            case protocol.Note():
+                self.events.append(("note", {"detail": message.detail, "attempt": run.attempt}))
+            case protocol.EvaluationProgress() | protocol.Done() | protocol.Failure():
+                pass  # signs of life and ends are the supervisor's business
+
+    def close(self, tx: Tx, run: Run) -> None:
+        """Store the points gathered and announce them."""
+        if self.points:
+            steps = [step for series in self.points.values() for step, _ in series]
+            metrics.append(tx, run.job_id, self.points)
+            self.events.append(("metrics", {"attempt": run.attempt, "from_step": min(steps), "to_step": max(steps)}))
+            self.points = {}
+
+    def _plan(self, tx: Tx, run: Run, plan: protocol.Plan) -> None:
+        self.events.append(("plan", {**plan.model_dump(exclude={"type"}), "attempt": run.attempt}))
+        self.resolved |= {
+            "precision": plan.precision,
+            "determinism": plan.determinism,
+            "determinism_reason": plan.determinism_reason,
+            "parameters": plan.parameters,
+            "classes": plan.classes,
+            "train_images": plan.train_images,
+            "val_images": plan.val_images,
+            "test_images": plan.test_images,
+        }
+        self._at(plan.resumed_step, plan.resumed_step / plan.steps_per_epoch, plan.steps, plan.epochs)
+        if run.attempt > 1:
+            self._rewind(tx, run, plan)
+        tx.run(
+            update(attempts)
+            .where(attempts.c.job_id == run.job_id, attempts.c.number == run.attempt)
+            .values(device=plan.device, resumed_from=plan.resumed_from)
+        )
+
+    def _rewind(self, tx: Tx, run: Run, plan: protocol.Plan) -> None:
+        """Cut history back to the step gone on from: what lies after it belongs to a past that did not last."""
+        metrics.truncate(tx, run.job_id, plan.resumed_step)
+        tx.run(update(checkpoints).where(checkpoints.c.job_id == run.job_id, checkpoints.c.step > plan.resumed_step).values(broken=True))
+        self.latest = {}
+        for name in metrics.names(tx, run.job_id):
+            series = metrics.read(tx, run.job_id, name)
+            if series.values:
+                self.latest[name] = series.values[-1]
+        if self.best_step is not None and self.best_step > plan.resumed_step:
+            self._find_best(tx, run)
+        self.events.append(("resumed", {"attempt": run.attempt, "from_step": plan.resumed_step, "checkpoint": plan.resumed_from}))
+
+    def _find_best(self, tx: Tx, run: Run) -> None:
+        series = metrics.read(tx, run.job_id, BEST_BY)
+        scored = [(-value, step) for step, value in zip(series.steps, series.values, strict=True) if value is not None]
+        self.best_step = min(scored)[1] if scored else None
+        self.best = {} if self.best_step is None else _held_out(metrics.values_at(tx, run.job_id, self.best_step))
+
+    def _step(self, step: protocol.Step) -> None:
+        self._points(step.step, {**step.metrics, "images_per_s": step.images_per_s})
+        self._at(step.step, step.epoch, self.progress["steps"], self.progress["epochs"])
+        self.progress |= {"eta_s": step.eta_s, "images_per_s": step.images_per_s}
+
+    def _evaluation(self, run: Run, evaluation: protocol.Evaluation) -> None:
+        self._points(evaluation.step, evaluation.metrics)
+        self.events.append(("evaluation", {**evaluation.model_dump(exclude={"type"}), "attempt": run.attempt}))
+        score = evaluation.metrics.get(BEST_BY)
+        if evaluation.split == "test":
+            self.best |= evaluation.metrics
+        elif score is not None and score > self.best.get(BEST_BY, -math.inf):
+            self.best, self.best_step = dict(evaluation.metrics), evaluation.step
+
+    def _checkpoint(self, tx: Tx, run: Run, written: protocol.CheckpointWritten) -> None:
+        row = {
+            "attempt": run.attempt,
+            "epoch": written.epoch,
+            "path": written.path,
+            "metrics": written.metrics,
+            "score": written.metrics.get(BEST_BY),
+            "bytes": written.bytes,
+            "total_bytes": written.total_bytes,
+            "sha256": written.sha256,
+            "broken": False,
+            "created_at": tx.now_ms,
+        }
+        statement = tx.insert(checkpoints).values(job_id=run.job_id, step=written.step, pinned=False, **row)
+        tx.run(statement.on_conflict_do_update(index_elements=["job_id", "step"], set_=row))
+        told = {"id": written.id, "step": written.step, "epoch": written.epoch, "bytes": written.bytes, "sha256": written.sha256}
+        self.events.append(("checkpoint", {**told, "metrics": written.metrics, "is_best": written.is_best, "attempt": run.attempt}))
+
+    def _points(self, step: int, values: protocol.Metrics) -> None:
+        for name, value in values.items():
+            self.points.setdefault(name, []).append((step, math.nan if value is None else value))
+            self.latest[name] = value
+
+    def _at(self, step: int, epoch: float, steps: int | None, epochs: int) -> None:
+        self.progress |= {"step": step, "steps": steps, "epoch": math.floor(epoch + 1e-9), "epochs": epochs}
+        self.progress["fraction"] = round(step / steps, 6) if steps else 0.0
+
+
+def _held_out(values: dict[str, float | None]) -> dict[str, float | None]:
+    return {name: value for name, value in values.items() if name.startswith("val_")}
+
+
+# --- what anybody does -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep found. runnable: a queued job is due, so ring. debts: directories of removed jobs still to be freed."""
+
+    moved: list[tuple[str, JobState]]
+    runnable: int
+    debts: list[str]
+
+
+def sweep(tx: Tx) -> Swept:
+    """Move on the jobs whose lease has passed, end cancels whose worker is silent. Safe to run any number of times at once."""
+    lapsed = jobs.c.lease_until < tx.now_ms
+    unheard = and_(jobs.c.state == JobState.CANCELLING, jobs.c.cancel_requested_at < tx.now_ms - int(CANCEL_GRACE_S * 1000))
+    moved = []
+    for found in tx.all(select(jobs.c.id).where(jobs.c.state.in_(OWNED), or_(lapsed, unheard))):
+        row = tx.one(_for_update(tx, select(jobs).where(jobs.c.id == found.id, jobs.c.state.in_(OWNED), or_(lapsed, unheard))))
+        if row is not None:
+            moved.append((row.id, _end_attempt(tx, row, End(Outcome.LOST, _worker_lost(row)))))
+    tx.run(delete(idempotency_keys).where(idempotency_keys.c.created_at < tx.now_ms - int(IDEMPOTENCY_TTL_S * 1000)))
+    due = or_(jobs.c.not_before.is_(None), jobs.c.not_before <= tx.now_ms)
+    runnable = len(tx.all(select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, due).limit(CLAIM_CANDIDATES)))
+    debts = [row.path for row in tx.all(select(deletions.c.path).limit(100))]
+    return Swept(moved, runnable, debts)
+
+
+def needs_sweep(tx: Tx) -> bool:
+    """Whether `sweep` would move a job: a look that takes no write lock."""
+    lapsed = jobs.c.lease_until < tx.now_ms
+    unheard = and_(jobs.c.state == JobState.CANCELLING, jobs.c.cancel_requested_at < tx.now_ms - int(CANCEL_GRACE_S * 1000))
+    stale_key = tx.one(
+        select(idempotency_keys.c.key).where(idempotency_keys.c.created_at < tx.now_ms - int(IDEMPOTENCY_TTL_S * 1000)).limit(1)
+    )
+    debt = tx.one(select(deletions.c.path).limit(1))
+    return (
+        debt is not None
+        or stale_key is not None
+        or tx.one(select(jobs.c.id).where(jobs.c.state.in_(OWNED), or_(lapsed, unheard)).limit(1)) is not None
+    )
+
+
+def _worker_lost(row: Row[Any]) -> Reason:
+    return Reason(
+        ReasonCode.WORKER_LOST,
+        f"worker {row.worker} stopped renewing its lease on attempt {row.attempt}",
+        "The worker or its machine was killed, froze, or lost the database. The job goes on from its last checkpoint while attempts are left.",
+        {"worker": row.worker, "attempt": row.attempt},
+    )
+
+
+# --- the one way a job row changes -----------------------------------------------------------------------------------------------
+
+
+def locked(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> Row[Any]:
+    """The job's row, held until the transaction ends. Raises JobNotFound."""
+    row = tx.one(_for_update(tx, select(jobs).where(jobs.c.id == job_id, jobs.c.owner == owner)))
+    if row is None:
+        raise JobNotFound(job_id)
+    return row
+
+
+def _for_update(tx: Tx, query: Any) -> Any:
+    """SQLite's write transaction holds the only write lock already; PostgreSQL locks the row."""
+    return query.with_for_update() if tx.connection.dialect.name == "postgresql" else query
+
+
+def _owned(run: Run) -> ColumnElement[bool]:
+    return and_(jobs.c.id == run.job_id, jobs.c.attempt == run.attempt, jobs.c.state.in_(OWNED))
+
+
+def _end_attempt(tx: Tx, row: Row[Any], end: End, *, trained_ms: int = 0) -> JobState:
+    state = JobState(row.state)
+    move = next_move(state, end, failures=row.failures, max_attempts=row.max_attempts)
+    reason = end.reason.as_json() if end.reason else None
+    ended = {"ended_at": tx.now_ms, "outcome": end.outcome, "reason": reason}
+    tx.run(update(attempts).where(attempts.c.job_id == row.id, attempts.c.number == row.attempt).values(**ended))
+    values: dict[str, Any] = {
+        "failures": move.failures,
+        "lease_until": None,
+        "worker": None,
+        "trained_ms": row.trained_ms + trained_ms,
+        "reason": reason if move.keeps_reason else None,
+        "progress": {**row.progress, "phase": None, "eta_s": None, "images_per_s": None},
+    }
+    if move.state is JobState.QUEUED:
+        values["not_before"] = tx.now_ms + int(move.backoff_s * 1000) if move.backoff_s else None
+        # queued_at stays: a job that was interrupted keeps its age, and so its place
+    if move.state in TERMINAL:
+        values["finished_at"] = tx.now_ms
+    told: dict[str, Any] = {"attempt": row.attempt, "outcome": end.outcome}
+    if end.reason is not None and state is not JobState.CANCELLING:
+        told["reason"] = {"code": end.reason.code, "detail": end.reason.detail}
+    _move(tx, row, move.state, values, before=[("attempt_ended", told)], extra={"retry_in_s": move.backoff_s} if move.backoff_s else {})
+    return move.state
+
+
+def _move(
+    tx: Tx,
+    row: Row[Any],
+    to: JobState,
+    values: dict[str, Any] | None = None,
+    *,
+    before: Sequence[Event] = (),
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Change the state of a row that this transaction has read and holds."""
+    origin = JobState(row.state)
+    assert to in MOVES[origin], f"no move from {origin} to {to}"
+    where = and_(jobs.c.id == row.id, jobs.c.state == origin, jobs.c.attempt == row.attempt)
+    name, told = _state_event(origin, to, row.attempt)
+    happened = [*before, (name, {**told, **(extra or {})})]
+    if _write(tx, where, {**(values or {}), "state": to, "version": row.version + 1}, happened) is None:
+        raise Fenced(row.id, row.attempt)
+
+
+def _state_event(origin: JobState, to: JobState, attempt: int) -> Event:
+    return "state", {"from": origin, "to": to, "attempt": attempt}
+
+
+def _write(tx: Tx, where: ColumnElement[bool], values: dict[str, Any], happened: Sequence[Event]) -> Row[Any] | None:
+    """UPDATE one job and append its events, numbered from the row's own counter; None when the condition found no row."""
+    counted = {"seq": jobs.c.seq + len(happened), "revision": jobs.c.revision + 1}
+    row = tx.one(update(jobs).where(where).values(**values, **counted).returning(jobs.c.id, jobs.c.seq))
+    if row is not None and happened:
+        first = row.seq - len(happened) + 1
+        numbered = [
+            {"job_id": row.id, "seq": first + i, "at": tx.now_ms, "type": kind, "data": data} for i, (kind, data) in enumerate(happened)
+        ]
+        tx.run(insert(events), numbered)
+    return row
+
+
+def _put_labels(tx: Tx, job_id: str, labels: dict[str, str]) -> None:
+    if labels:
+        tx.run(insert(job_labels), [{"job_id": job_id, "key": key, "value": value} for key, value in labels.items()])
+
+
+def effective_spec(claim: Claim) -> JobSpec:
+    """The claim's spec with what the first attempt fixed, so that every attempt computes the same bits."""
+    spec = claim.spec
+    if spec.precision == "auto" and claim.precision is not None:
+        spec = spec.model_copy(update={"precision": claim.precision})
+    return spec

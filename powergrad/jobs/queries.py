@@ -1,0 +1,269 @@
+"""What the API shows of a job: rows read and turned into the JSON of the contract, page by page.
+
+Pages are keyed by the last row seen, so their cost does not grow with the number of jobs stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select
+
+from powergrad.jobs import fleet
+from powergrad.jobs.errors import CheckpointNotFound, JobNotFound
+from powergrad.jobs.lifecycle import LOCAL_OWNER, checkpoint_id
+from powergrad.jobs.states import JobState
+from powergrad.jobs.store import Tx
+from powergrad.jobs.tables import attempts, checkpoints, events, job_labels, jobs
+
+MAX_POSITION = 1000  # counted no further: "1000" then means "at least"
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which jobs to list; empty means all. q: part of a name, or the start of an id."""
+
+    owner: str = LOCAL_OWNER
+    states: Sequence[JobState] = ()
+    labels: dict[str, str] = field(default_factory=dict)
+    experiment: str | None = None
+    created_after_ms: int | None = None
+    created_before_ms: int | None = None
+    q: str | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """Jobs of one page, as JSON, and whether more follow."""
+
+    data: list[dict[str, Any]]
+    has_more: bool
+
+
+def get(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> dict[str, Any]:
+    """A job as JSON. Raises JobNotFound."""
+    row = tx.one(select(jobs).where(jobs.c.id == job_id, jobs.c.owner == owner))
+    if row is None:
+        raise JobNotFound(job_id)
+    made = tx.all(select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.number))
+    return _job(row, made, fleet.capacity(tx), tx.now_ms, position=_position(tx, row))
+
+
+def etag(job: dict[str, Any]) -> str:
+    """Changes whenever anything that the job's JSON shows changes, progress and queue position included."""
+    waits = "" if job["state"] != JobState.QUEUED else f"-{job['queue']['position']}-{len(job['queue']['waiting_for'] or '')}"
+    return f'"{job["version"]}-{job["revision"]}{waits}"'
+
+
+def page(tx: Tx, wanted: Filter, *, limit: int, after: str | None = None, sort: str | None = None) -> Page:
+    """Jobs, newest first, or by `sort` (`-metrics.val_top1`: best value first). after: id of the last job seen. Raises JobNotFound for it."""
+    query = select(jobs).where(*_conditions(wanted))
+    query = _sorted(tx, query, sort, after) if sort else query.order_by(jobs.c.id.desc())
+    if after is not None and not sort:
+        query = query.where(jobs.c.id < after)
+    rows = list(tx.all(query.limit(limit + 1)))
+    shown = rows[:limit]
+    made: dict[str, list[Row[Any]]] = {}
+    for attempt in tx.all(select(attempts).where(attempts.c.job_id.in_([row.id for row in shown])).order_by(attempts.c.number)):
+        made.setdefault(attempt.job_id, []).append(attempt)
+    capacity = fleet.capacity(tx)
+    return Page([_job(row, made.get(row.id, []), capacity, tx.now_ms, position=None) for row in shown], len(rows) > limit)
+
+
+def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = [jobs.c.owner == wanted.owner]
+    if wanted.states:
+        conditions.append(jobs.c.state.in_(list(wanted.states)))
+    for key, value in wanted.labels.items():
+        conditions.append(jobs.c.id.in_(select(job_labels.c.job_id).where(job_labels.c.key == key, job_labels.c.value == value)))
+    if wanted.experiment is not None:
+        conditions.append(jobs.c.experiment == wanted.experiment)
+    if wanted.created_after_ms is not None:
+        conditions.append(jobs.c.created_at > wanted.created_after_ms)
+    if wanted.created_before_ms is not None:
+        conditions.append(jobs.c.created_at < wanted.created_before_ms)
+    if wanted.q:
+        conditions.append(or_(jobs.c.name.icontains(wanted.q, autoescape=True), jobs.c.id.istartswith(wanted.q, autoescape=True)))
+    return conditions
+
+
+def _sorted(tx: Tx, query: Select[Any], sort: str, after: str | None) -> Select[Any]:
+    """By a best metric, jobs without it last; ties by id. The keyset is (value, id) of the last job seen."""
+    name = sort.lstrip("-").removeprefix("metrics.")
+    value = jobs.c.best[name].as_float()
+    falling = sort.startswith("-")
+    if after is not None:
+        last = tx.one(select(value.label("value")).where(jobs.c.id == after))
+        if last is None:
+            raise JobNotFound(after)
+        same = and_(value.is_(None) if last.value is None else value == last.value, jobs.c.id < after)
+        if last.value is None:
+            query = query.where(same)
+        else:
+            query = query.where(or_(value < last.value if falling else value > last.value, value.is_(None), same))
+    return query.order_by(value.is_(None), value.desc() if falling else value.asc(), jobs.c.id.desc())
+
+
+def _job(row: Row[Any], made: Sequence[Row[Any]], capacity: fleet.Capacity, now_ms: int, *, position: int | None) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "object": "job",
+        "name": row.name,
+        "state": row.state,
+        "reason": row.reason,
+        "spec": row.spec,
+        "resolved": row.resolved,
+        "attempt": row.attempt,
+        "failures": row.failures,
+        "attempts": [_attempt(attempt) for attempt in made],
+        "progress": row.progress,
+        "metrics": {"latest": row.latest, "best": row.best, "best_step": row.best_step},
+        "queue": {"position": position, "waiting_for": _waiting_for(row, capacity, now_ms)},
+        "labels": row.labels,
+        "notes": row.notes,
+        "priority": row.priority,
+        "retention": row.retention,
+        "experiment": row.experiment,
+        "trained_seconds": row.trained_ms / 1000,
+        "created_at": rfc3339(row.created_at),
+        "started_at": rfc3339(row.started_at),
+        "finished_at": rfc3339(row.finished_at),
+        "version": row.version,
+        "revision": row.revision,
+    }
+
+
+def _attempt(row: Row[Any]) -> dict[str, Any]:
+    return {
+        "number": row.number,
+        "worker": row.worker,
+        "device": row.device,
+        "started_at": rfc3339(row.started_at),
+        "ended_at": rfc3339(row.ended_at),
+        "outcome": row.outcome,
+        "reason": row.reason,
+        "resumed_from": row.resumed_from,
+    }
+
+
+def _waiting_for(row: Row[Any], capacity: fleet.Capacity, now_ms: int) -> str | None:
+    """Why a queued job does not run, in words; None when it is not queued."""
+    if row.state != JobState.QUEUED:
+        return None
+    if row.not_before is not None and row.not_before > now_ms:
+        return f"the next attempt, not before {rfc3339(row.not_before)}"
+    if capacity.workers == 0:
+        return "a worker: none is alive"
+    if row.gpus is not None and row.gpus > capacity.gpus:
+        return f"{row.gpus} GPU: the live workers have {capacity.gpus}"
+    return "a free slot"
+
+
+def _position(tx: Tx, row: Row[Any]) -> int | None:
+    """Place in the queue, 1 is next; counted to MAX_POSITION."""
+    if row.state != JobState.QUEUED:
+        return None
+    sooner = or_(
+        jobs.c.priority > row.priority,
+        and_(
+            jobs.c.priority == row.priority,
+            or_(jobs.c.queued_at < row.queued_at, and_(jobs.c.queued_at == row.queued_at, jobs.c.id < row.id)),
+        ),
+    )
+    ahead = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, sooner).limit(MAX_POSITION - 1).subquery()
+    return int(tx.run(select(func.count()).select_from(ahead)).scalar_one()) + 1
+
+
+# --- events and checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def events_after(tx: Tx, job_id: str, seq: int, *, limit: int = 1000) -> list[dict[str, Any]]:
+    """Events numbered above `seq`, oldest first."""
+    rows = tx.all(select(events).where(events.c.job_id == job_id, events.c.seq > seq).order_by(events.c.seq).limit(limit))
+    return [{"seq": row.seq, "at": rfc3339(row.at), "type": row.type, "data": row.data} for row in rows]
+
+
+def pulse(tx: Tx, job_ids: Sequence[str]) -> dict[str, tuple[int, int, JobState]]:
+    """revision, newest event number and state of many jobs in one look: what a tailer watches. Jobs that are gone are left out."""
+    rows = tx.all(select(jobs.c.id, jobs.c.revision, jobs.c.seq, jobs.c.state).where(jobs.c.id.in_(list(job_ids))))
+    return {row.id: (row.revision, row.seq, JobState(row.state)) for row in rows}
+
+
+def exists(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> None:
+    """Raises JobNotFound unless the job is there and the owner's."""
+    if tx.one(select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.owner == owner)) is None:
+        raise JobNotFound(job_id)
+
+
+def list_checkpoints(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> list[dict[str, Any]]:
+    """A job's whole checkpoints as JSON, newest first. Raises JobNotFound."""
+    exists(tx, job_id, owner=owner)
+    rows = _whole_checkpoints(tx, job_id)
+    best = _best(rows)
+    return [
+        {
+            "id": checkpoint_id(row.step),
+            "object": "checkpoint",
+            "epoch": row.epoch,
+            "step": row.step,
+            "attempt": row.attempt,
+            "metrics": row.metrics,
+            "bytes": row.bytes,
+            "sha256": row.sha256,
+            "is_best": best is not None and row.step == best.step,
+            "is_latest": row.step == rows[0].step,
+            "pinned": row.pinned,
+            "created_at": rfc3339(row.created_at),
+        }
+        for row in rows
+    ]
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """Where a checkpoint lies (relative to the job's directory) and what its weights file must be."""
+
+    id: str
+    path: str
+    bytes: int
+    sha256: str
+
+
+def find_checkpoint(tx: Tx, job_id: str, wanted: str, *, owner: str = LOCAL_OWNER) -> StoredCheckpoint:
+    """A checkpoint by id, `best` or `latest`. Raises JobNotFound, CheckpointNotFound."""
+    exists(tx, job_id, owner=owner)
+    rows = _whole_checkpoints(tx, job_id)
+    chosen = {"latest": rows[0] if rows else None, "best": _best(rows)}.get(wanted) or next(
+        (row for row in rows if checkpoint_id(row.step) == wanted), None
+    )
+    if chosen is None:
+        raise CheckpointNotFound(job_id, wanted)
+    return StoredCheckpoint(checkpoint_id(chosen.step), chosen.path, chosen.bytes, chosen.sha256)
+
+
+def _whole_checkpoints(tx: Tx, job_id: str) -> Sequence[Row[Any]]:
+    return tx.all(
+        select(checkpoints).where(checkpoints.c.job_id == job_id, checkpoints.c.broken.is_(False)).order_by(checkpoints.c.step.desc())
+    )
+
+
+def _best(rows: Sequence[Row[Any]]) -> Row[Any] | None:
+    """The highest score, the earlier on a tie; without any score the newest."""
+    scored = [row for row in rows if row.score is not None]
+    return min(scored, key=lambda row: (-row.score, row.step)) if scored else (rows[0] if rows else None)
+
+
+def attempt_numbers(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> list[int]:
+    """Numbers of the attempts made, oldest first. Raises JobNotFound."""
+    exists(tx, job_id, owner=owner)
+    return [row.number for row in tx.all(select(attempts.c.number).where(attempts.c.job_id == job_id).order_by(attempts.c.number))]
+
+
+def rfc3339(at_ms: int | None) -> str | None:
+    """`2026-11-23T09:10:32.120Z`."""
+    if at_ms is None:
+        return None
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,165 @@
+"""A job's spec: what to train (`powergrad.spec.TrainSpec`) and under whose name, where, how long and how urgently.
+
+`parse` turns a decoded JSON body into a `JobSpec` or raises `InvalidSpec` with every violation at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from powergrad.jobs.errors import InvalidSpec, Violation
+from powergrad.spec import CLASS_FOLDER, NAME_PATTERN, SpecModel, TrainSpec
+
+LabelName = Annotated[str, Field(pattern=NAME_PATTERN)]
+LabelText = Annotated[str, Field(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+_UNION_TAGS = frozenset({"#sgd", "#adamw", "#cosine", "#step", "#constant"})
+_CODES = {
+    "extra_forbidden": "unknown_field",
+    "missing": "missing",
+    "greater_than_equal": "out_of_range",
+    "greater_than": "out_of_range",
+    "less_than_equal": "out_of_range",
+    "less_than": "out_of_range",
+    "finite_number": "not_finite",
+    "literal_error": "unknown_name",
+    "string_pattern_mismatch": "bad_format",
+}
+
+
+class ResourcesSpec(SpecModel):
+    gpus: int | None = Field(default=None, ge=0, le=1)
+    """GPUs for the trainer: 0 runs on the CPU, 1 waits for a free GPU; null is 1 where the worker has any, else 0."""
+    cpu_threads: int | None = Field(default=None, ge=1, le=1024)
+    """Compute threads, part of the exact result; null is all cores of the slot, fixed at the first start."""
+
+
+class LimitsSpec(SpecModel):
+    max_seconds: float | None = Field(default=None, gt=0.0, le=1e9)
+    """Training time over all attempts after which the job fails with `deadline`; null is no limit."""
+    max_attempts: int = Field(default=3, ge=1, le=100)
+    """Attempts that may end by the job's own fault or a lost worker before it fails."""
+    stall_seconds: float = Field(default=600.0, ge=1.0, le=1e7)
+    """Seconds without any sign of progress after which an attempt is ended as `stalled`."""
+
+
+class JobSpec(TrainSpec):
+    """The body of POST /v1/jobs."""
+
+    name: str | None = Field(default=None, pattern=NAME_PATTERN)
+    """A name to know the job by; it need not be unique. Null is made from the data set and the model."""
+    resources: ResourcesSpec = ResourcesSpec()
+    """What the trainer runs on."""
+    limits: LimitsSpec = LimitsSpec()
+    """When to give up."""
+    priority: int = Field(default=5, ge=0, le=9)
+    """9 starts first, 0 last."""
+    labels: dict[LabelName, LabelText] = Field(default={}, max_length=32)
+    """Free key/value pairs to find and group jobs by."""
+    webhook: None = None
+    """Call a URL at the end: not available in this release."""
+
+    def training(self) -> TrainSpec:
+        """The part a trainer is given."""
+        return TrainSpec.model_validate({name: getattr(self, name) for name in TrainSpec.model_fields})
+
+
+def default_name(spec: JobSpec) -> str:
+    """`digits-resnet18-a0.25`: data set, model and, unless it is 1, alpha; at most 64 characters."""
+    data = spec.data.path.replace("/", "-") if spec.data.dataset == CLASS_FOLDER and spec.data.path else spec.data.dataset
+    alpha = "" if spec.loss.alpha == 1.0 else f"-a{spec.loss.alpha:g}"
+    return f"{data}-{spec.model.name}"[: 64 - len(alpha)] + alpha
+
+
+def parse(body: Any, *, models: Collection[str] = (), datasets: Collection[str] = ()) -> JobSpec:
+    """The spec in a decoded JSON body, checked against what the workers can do where that is known.
+
+    models, datasets: known names; empty means no worker has told yet, and any well-formed name passes.
+    Raises InvalidSpec with all violations.
+    """
+    violations: list[Violation] = []
+    spec = None
+    try:
+        spec = JobSpec.model_validate(body)
+    except ValidationError as error:
+        violations += violations_of(error)
+    for pointer, known in (("/data/dataset", datasets), ("/model/name", models)):
+        _, section, field = pointer.split("/")
+        part = body.get(section) if isinstance(body, dict) else None
+        name = (
+            part.get(field, JobSpec.model_fields[section].default.name if section == "model" else None) if isinstance(part, dict) else None
+        )
+        if known and isinstance(name, str) and name not in known and not any(v.pointer == pointer for v in violations):
+            violations.append(Violation(pointer, "unknown_name", _did_you_mean(name, known), name))
+    if violations or spec is None:
+        raise InvalidSpec(violations)
+    return spec
+
+
+def violations_of(error: ValidationError) -> list[Violation]:
+    """pydantic's errors as pointers into the JSON that was sent."""
+    return [_violation(dict(item)) for item in error.errors(include_url=False)]
+
+
+def _violation(item: dict[str, Any]) -> Violation:
+    context: dict[str, Any] = item.get("ctx") or {}
+    path = [str(part) for part in item["loc"] if part not in _UNION_TAGS]
+    if "field" in context:
+        path += context["field"].split("/")
+    if path and path[-1] == "[key]":
+        path.pop()
+    pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path)
+    kind = item["type"]
+    value = item.get("input")
+    if "field" in context and isinstance(value, dict):
+        value = value.get(context["field"].rsplit("/", 1)[-1])
+    if kind == "missing":
+        value = None
+    code = _CODES.get(kind, "wrong_type" if kind.endswith(("_type", "_parsing")) else kind)
+    return Violation(pointer, code, _detail(kind, context, str(item["msg"])), _presentable(value))
+
+
+def _detail(kind: str, context: dict[str, Any], message: str) -> str:
+    match kind:
+        case "greater_than_equal":
+            return f"must be at least {context['ge']:g}"
+        case "greater_than":
+            return f"must be greater than {context['gt']:g}"
+        case "less_than_equal":
+            return f"must be at most {context['le']:g}"
+        case "less_than":
+            return f"must be less than {context['lt']:g}"
+        case "extra_forbidden":
+            return "no such field"
+        case "missing":
+            return message if message != "Field required" else "is required"
+        case "finite_number":
+            return "must be a finite number"
+        case "literal_error":
+            return f"must be {context['expected']}"
+        case "string_pattern_mismatch":
+            return f"must match {context['pattern']}"
+        case "none_required":
+            return "is not available in this release: leave it out"
+        case _:
+            return message.replace("Input should be", "must be", 1).replace("Input must be", "must be", 1)
+
+
+def _presentable(value: Any) -> Any:
+    """The offending value, cut short: an error must not echo a megabyte back, nor what JSON cannot hold."""
+    if isinstance(value, bool | None) or (isinstance(value, int) and abs(value) < 2**63):
+        return value
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else str(value)
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 200 else text[:200] + "…"
+
+
+def _did_you_mean(name: str, known: Collection[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"unknown name {name[:64]!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known)[:20])}")

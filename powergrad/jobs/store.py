@@ -1,0 +1,121 @@
+"""The job store's connection: one code for SQLite and PostgreSQL.
+
+A `Tx` is one transaction with the database's idea of the time. `store.write()` on SQLite takes the write lock at once (BEGIN IMMEDIATE),
+so that a transaction never fails half-way because it was read first; on PostgreSQL it is READ COMMITTED, and every decision is made by a
+conditional UPDATE.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, CursorResult, Engine, Row, Table, create_engine, event, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.sql import Executable
+
+BUSY_TIMEOUT_MS = 10_000
+Clock = Callable[[], int]
+
+
+@dataclass(frozen=True)
+class Tx:
+    """One open transaction. now_ms: the database clock at its start."""
+
+    connection: Connection
+    now_ms: int
+
+    def run(self, statement: Executable, parameters: Sequence[dict[str, Any]] | None = None) -> CursorResult[Any]:
+        return self.connection.execute(statement, parameters)
+
+    def one(self, statement: Executable) -> Row[Any] | None:
+        return self.connection.execute(statement).first()
+
+    def all(self, statement: Executable) -> Sequence[Row[Any]]:
+        return self.connection.execute(statement).all()
+
+    def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
+        """An INSERT that knows ON CONFLICT, which both databases spell alike and SQLAlchemy keeps in the dialects."""
+        return postgresql.insert(table) if self.connection.dialect.name == "postgresql" else sqlite.insert(table)
+
+
+class Store:
+    """A job database by URL: `sqlite:////abs/path.db` or `postgresql+psycopg://…`.
+
+    clock: milliseconds since 1970, in place of the database's own clock (tests of leases).
+    """
+
+    def __init__(self, url: str, *, clock: Clock | None = None, pool_size: int = 5) -> None:
+        self.url = make_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self._clock = clock
+        self.engine = _engine(url, is_sqlite=self.is_sqlite, pool_size=pool_size)
+
+    @contextmanager
+    def read(self) -> Iterator[Tx]:
+        """A transaction that only looks; it never waits for a writer on SQLite (WAL)."""
+        with self.engine.connect() as connection, connection.begin():
+            yield Tx(connection, self._now_ms(connection))
+
+    @contextmanager
+    def write(self) -> Iterator[Tx]:
+        """A transaction that commits when the block ends well and leaves no trace when it raises."""
+        with self.engine.connect().execution_options(writes=True) as connection, connection.begin():
+            yield Tx(connection, self._now_ms(connection))
+
+    def _now_ms(self, connection: Connection) -> int:
+        if self._clock is not None:
+            return self._clock()
+        if self.is_sqlite:
+            return time.time_ns() // 1_000_000  # SQLite's clock is the host's
+        return int(connection.execute(text("SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint")).scalar_one())
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """True for errors that say the database is away, busy or has dropped the connection: worth trying again later."""
+    if isinstance(error, PoolTimeout):
+        return True
+    return isinstance(error, DBAPIError) and (
+        error.connection_invalidated or type(error).__name__ in {"OperationalError", "InterfaceError"}
+    )
+
+
+def _engine(url: str, *, is_sqlite: bool, pool_size: int) -> Engine:
+    options: dict[str, Any] = {"json_serializer": _dumps, "pool_size": pool_size, "max_overflow": 10}
+    if not is_sqlite:
+        return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 5}, **options)
+    path = make_url(url).database
+    if path and path != ":memory:":
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False}, **options)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves
+    cursor = connection.cursor()
+    # FULL: an accepted job survives a power cut, as the 202 promises
+    for pragma in ("journal_mode=WAL", f"busy_timeout={BUSY_TIMEOUT_MS}", "synchronous=FULL", "foreign_keys=ON", "cache_size=-16000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,169 @@
+"""The tables of the job store. Times are integer milliseconds since 1970 UTC by the database's clock.
+
+The migrations in `migrations/` make them; a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text, text
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata = MetaData(naming_convention={"ix": "ix_%(column_0_label)s", "pk": "pk_%(table_name)s"})
+
+Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Json),
+    Column("spec", Json, nullable=False),
+    Column("resolved", Json, nullable=False),  # what the first claim fixed: cpu_threads, gpus, precision
+    Column("gpus", Integer),  # NULL: one where there are any
+    Column("priority", Integer, nullable=False),
+    Column("labels", Json, nullable=False),
+    Column("notes", Text, nullable=False),
+    Column("retention", Json, nullable=False),
+    Column("experiment", String(40)),
+    Column("attempt", Integer, nullable=False),  # counts claims: the fencing token
+    Column("failures", Integer, nullable=False),
+    Column("max_attempts", Integer, nullable=False),
+    Column("version", Integer, nullable=False),  # moves with state and user fields
+    Column("revision", BigInteger, nullable=False),  # moves with every change: the ETag
+    Column("seq", BigInteger, nullable=False),  # number of the newest event
+    Column("worker", String(128)),
+    Column("lease_until", BigInteger),
+    Column("not_before", BigInteger),  # back-off
+    Column("cancel_requested_at", BigInteger),
+    Column("trained_ms", BigInteger, nullable=False),
+    Column("progress", Json, nullable=False),
+    Column("latest", Json, nullable=False),
+    Column("best", Json, nullable=False),
+    Column("best_step", BigInteger),
+    Column("created_at", BigInteger, nullable=False),
+    Column("queued_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger),
+    Column("finished_at", BigInteger),
+    Index(
+        "ix_jobs_queue",
+        text("priority DESC"),
+        "queued_at",
+        "id",
+        sqlite_where=text("state = 'queued'"),
+        postgresql_where=text("state = 'queued'"),
+    ),
+    Index(
+        "ix_jobs_lease",
+        "lease_until",
+        sqlite_where=text("state IN ('running', 'pausing', 'cancelling')"),
+        postgresql_where=text("state IN ('running', 'pausing', 'cancelling')"),
+    ),
+    Index("ix_jobs_state", "state", "id"),
+    Index("ix_jobs_experiment", "experiment", "id"),
+)
+
+job_labels = Table(
+    "job_labels",
+    metadata,
+    Column("job_id", String(40), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("value", String(256), nullable=False),
+    Index("ix_job_labels_pair", "key", "value", "job_id"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("job_id", String(40), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("worker", String(128), nullable=False),
+    Column("device", String(128), nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("outcome", String(16)),
+    Column("reason", Json),
+    Column("resumed_from", String(32)),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("job_id", String(40), primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("type", String(32), nullable=False),
+    Column("data", Json, nullable=False),
+)
+
+metric_chunks = Table(
+    "metric_chunks",
+    metadata,
+    Column("job_id", String(40), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("level", Integer, primary_key=True),
+    Column("ordinal", Integer, primary_key=True),
+    Column("count", Integer, nullable=False),
+    Column("last_step", BigInteger, nullable=False),
+    Column("points", LargeBinary, nullable=False),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("job_id", String(40), primary_key=True),
+    Column("step", BigInteger, primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("path", String(256), nullable=False),  # relative to the job's directory
+    Column("metrics", Json, nullable=False),
+    Column("score", Float),  # val_top1
+    Column("bytes", BigInteger, nullable=False),
+    Column("total_bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("pinned", Boolean, nullable=False),
+    Column("broken", Boolean, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("owner", String(64), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("body_sha256", String(64), nullable=False),
+    Column("job_id", String(40), nullable=False),
+    Column("created_at", BigInteger, nullable=False, index=True),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", String(128), primary_key=True),
+    Column("host", String(128), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("version", String(32), nullable=False),
+    Column("state", String(16), nullable=False),  # ready, draining
+    Column("slots", Json, nullable=False),
+    Column("devices", Json, nullable=False),
+    Column("gpus", Integer, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("heartbeat_at", BigInteger, nullable=False),
+)
+
+catalogue = Table(
+    "catalogue",
+    metadata,
+    Column("kind", String(16), primary_key=True),  # models, datasets
+    Column("entries", Json, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
+deletions = Table(
+    "deletions",
+    metadata,
+    Column("path", String(256), primary_key=True),  # below the artifact root; freed after the commit, again by the sweeper if that fails
+    Column("created_at", BigInteger, nullable=False),
+)
