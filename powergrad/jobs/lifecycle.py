@@ -115,7 +115,7 @@ def _take_key(tx: Tx, new: Submission, job_id: str) -> str | None:
     statement = tx.insert(idempotency_keys).values(
         owner=new.owner, key=new.idempotency_key, body_sha256=new.body_sha256, job_id=job_id, created_at=tx.now_ms
     )
-    if tx.run(statement.on_conflict_do_nothing()).rowcount == 1:
+    if tx.one(statement.on_conflict_do_nothing().returning(idempotency_keys.c.job_id)) is not None:
         return None
     held = tx.one(select(idempotency_keys).where(idempotency_keys.c.owner == new.owner, idempotency_keys.c.key == new.idempotency_key))
     if held is None or held.body_sha256 != new.body_sha256:

@@ -76,7 +76,7 @@ class Store:
             return self._clock()
         if self.is_sqlite:
             return time.time_ns() // 1_000_000  # SQLite's clock is the host's
-        return int(connection.execute(text("SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint")).scalar_one())
+        return int(connection.execute(text("SELECT floor(EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint")).scalar_one())
 
     def close(self) -> None:
         self.engine.dispose()
