@@ -1,0 +1,292 @@
+"""Checkpoints that are either whole or do not exist.
+
+A checkpoint is a directory `checkpoints/a<attempt>/step-<step>` below the run's: model.safetensors (the weights and buffers, nothing
+else: equal weights are equal bytes), state.pt (what resuming needs besides) and manifest.json (sizes and sha256 of both). It is written
+under a temporary name, flushed file by file with the manifest last, renamed, and read back. What has no manifest does not exist.
+Nothing of another attempt's directory is ever written or removed: a thawed old attempt cannot touch its successor's files.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from powergrad import __version__
+
+FORMAT = 1
+MODEL, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
+UNFINISHED = ".unfinished-"
+SPARE_BYTES = 2**20  # manifest, file names and directory blocks
+
+
+class CheckpointError(Exception):
+    """Base of what can go wrong with a checkpoint.
+
+    CheckpointError
+    ├── CheckpointBroken   it is not whole, or not the one meant
+    ├── CheckpointExists   another one of the same attempt and step is there
+    └── StorageFull        no room to write it
+    """
+
+
+class CheckpointBroken(CheckpointError):
+    """A file is missing, cut short or changed."""
+
+
+class CheckpointExists(CheckpointError):
+    """The same attempt has already published a different checkpoint at this step."""
+
+
+class StorageFull(CheckpointError):
+    """The disk or the quota is full. Nothing half-written is left that could be taken for a checkpoint."""
+
+
+class FileEntry(BaseModel):
+    """One file of a checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sha256: str
+    bytes: int
+
+
+class Manifest(BaseModel):
+    """manifest.json: what a checkpoint is made of and what made it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    format: int
+    step: int
+    epoch: int
+    attempt: int
+    torch: str
+    powergrad: str
+    files: dict[str, FileEntry]
+
+    @property
+    def model(self) -> FileEntry:
+        """The entry of model.safetensors."""
+        return self.files[MODEL]
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all files, without the manifest itself."""
+        return sum(entry.bytes for entry in self.files.values())
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint that is complete, flushed and read back."""
+
+    id: str
+    """step-00000800."""
+    path: str
+    """Relative to the run's directory."""
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint's contents, on the CPU."""
+
+    weights: dict[str, Tensor]
+    state: dict[str, Any]
+    manifest: Manifest
+
+
+def checkpoint_id(step: int) -> str:
+    """step-00000800 for 800."""
+    return f"step-{step:08d}"
+
+
+def relative_path(*, attempt: int, step: int) -> str:
+    """Where a checkpoint is published, relative to the run's directory."""
+    return f"checkpoints/a{attempt}/{checkpoint_id(step)}"
+
+
+def attempt_dir(run_dir: Path, attempt: int) -> Path:
+    """Where one attempt publishes."""
+    return run_dir / "checkpoints" / f"a{attempt}"
+
+
+def publish(run_dir: Path, *, attempt: int, step: int, epoch: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> Published:
+    """Writes a checkpoint, or returns the one that is there already with the same weights.
+
+    weights: the model's state_dict, on any device.  state: tensors, numbers, strings, lists and dicts only (`torch.load` reads it back
+    with weights_only=True).  Raises StorageFull, CheckpointExists, OSError.
+    """
+    parent = attempt_dir(run_dir, attempt)
+    final = run_dir / relative_path(attempt=attempt, step=step)
+    with _storage_errors(parent):
+        _make_durable_dirs(parent)
+        _demand_room(parent, weights, state)
+        unfinished = parent / f"{UNFINISHED}{final.name}"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        try:
+            manifest = _write(unfinished, attempt=attempt, step=step, epoch=epoch, weights=weights, state=state)
+            if not _is_there(final, manifest):
+                os.rename(unfinished, final)
+                _sync_dir(parent)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    verify(final, sha256=manifest.model.sha256)
+    return Published(final.name, relative_path(attempt=attempt, step=step), manifest)
+
+
+def verify(path: Path, *, sha256: str | None = None) -> Manifest:
+    """The manifest of a checkpoint whose files have all been read and compared with it.
+
+    sha256: of the model.safetensors that is meant, if known.  Raises CheckpointBroken that names the file.
+    """
+    manifest = read_manifest(path)
+    for name, entry in manifest.files.items():
+        found = _digest(path / name)
+        if found != entry:
+            raise CheckpointBroken(
+                f"{path / name}: {found.bytes} bytes, sha256 {found.sha256}; the manifest says {entry.bytes}, {entry.sha256}"
+            )
+    if sha256 is not None and manifest.model.sha256 != sha256:
+        raise CheckpointBroken(f"{path / MODEL}: sha256 is {manifest.model.sha256}, not the {sha256} that is meant")
+    return manifest
+
+
+def load(path: Path) -> Loaded:
+    """The contents of a checkpoint. Nothing in it is ever executed. Does not compare checksums: `verify` does.
+
+    Raises CheckpointBroken.
+    """
+    manifest = read_manifest(path)
+    try:
+        state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+        return Loaded(load_file(path / MODEL), state, manifest)
+    except Exception as error:  # noqa: BLE001 - safetensors and torch raise their own kinds, undocumented, for broken files
+        raise CheckpointBroken(f"{path}: cannot be read ({error})") from error
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest alone, its files unread. Raises CheckpointBroken, also for a format of a later release."""
+    try:
+        manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise CheckpointBroken(f"{path / MANIFEST}: missing or not a manifest ({error})") from error
+    if manifest.format != FORMAT:
+        raise CheckpointBroken(f"{path / MANIFEST}: format {manifest.format}, this release reads {FORMAT}")
+    if not {MODEL, STATE} <= manifest.files.keys() or any(os.path.basename(name) != name for name in manifest.files):
+        raise CheckpointBroken(f"{path / MANIFEST}: names the files {sorted(manifest.files)}, not {MODEL} and {STATE}")
+    return manifest
+
+
+def discard_unfinished(run_dir: Path, *, attempt: int) -> None:
+    """Removes what a crash of this very attempt left half-written."""
+    for path in attempt_dir(run_dir, attempt).glob(f"{UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(directory: Path, *, attempt: int, step: int, epoch: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> Manifest:
+    with _flushed(directory / MODEL) as file:
+        # contiguous: the layout in memory (channels last, say) is no property of the weights
+        file.write(save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
+    with _flushed(directory / STATE) as file:
+        torch.save(dict(state), file)
+    manifest = Manifest(
+        format=FORMAT,
+        step=step,
+        epoch=epoch,
+        attempt=attempt,
+        torch=torch.__version__,
+        powergrad=__version__,
+        files={name: _digest(directory / name) for name in (MODEL, STATE)},
+    )
+    with _flushed(directory / MANIFEST) as file:
+        file.write((json.dumps(manifest.model_dump(), indent=1) + "\n").encode())
+    _sync_dir(directory)
+    return manifest
+
+
+def _is_there(final: Path, manifest: Manifest) -> bool:
+    if not final.exists():
+        return False
+    if verify(final).model != manifest.model:
+        raise CheckpointExists(f"{final}: holds other weights of the same attempt and step: choose another run directory or attempt")
+    return True
+
+
+def _digest(path: Path) -> FileEntry:
+    try:
+        with path.open("rb") as file:
+            return FileEntry(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=file.tell())
+    except OSError as error:
+        raise CheckpointBroken(f"{path}: cannot be read ({error.strerror})") from error
+
+
+@contextmanager
+def _flushed(path: Path) -> Iterator[Any]:
+    with path.open("xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_dir(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_durable_dirs(path: Path) -> None:
+    """mkdir -p whose new names survive a power cut."""
+    if path.is_dir():
+        return
+    _make_durable_dirs(path.parent)
+    path.mkdir(exist_ok=True)
+    _sync_dir(path.parent)
+
+
+def _demand_room(directory: Path, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    needed = _bytes_of(weights) + _bytes_of(state) + SPARE_BYTES
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise StorageFull(f"{directory}: {free:,} bytes free, a checkpoint needs {needed:,}: delete old runs or lower checkpoint.keep_last")
+
+
+def _bytes_of(value: Any) -> int:
+    match value:
+        case Tensor():
+            return value.numel() * value.element_size()
+        case Mapping():
+            return sum(_bytes_of(inner) for inner in value.values())
+        case list() | tuple():
+            return sum(_bytes_of(inner) for inner in value)
+        case _:
+            return 64
+
+
+@contextmanager
+def _storage_errors(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise StorageFull(f"{directory}: {error.strerror}: delete old runs or lower checkpoint.keep_last") from error
+        raise
+    except RuntimeError as error:
+        # torch.save's archive writer reports a failed write as a RuntimeError of its own
+        if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):
+            raise StorageFull(f"{directory}: {error}: delete old runs or lower checkpoint.keep_last") from error
+        raise

@@ -1,0 +1,27 @@
+"""Which training images are held out for validation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from powergrad.data.draws import Stream, hashes
+from powergrad.data.errors import DataMissing
+
+SPLIT_SEED = 2111_12495
+"""Fixed, and not the run's seed: all arms and seeds of an experiment are scored on the same images."""
+
+
+def stratified(labels: Tensor, val_fraction: float, *, class_names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """Indices of (train, val), each rising; of every class its share is held out, at least one image on either side.
+
+    labels: (N,) int64.  Raises DataMissing for a class of fewer than two images.
+    """
+    order = torch.argsort(hashes(torch.arange(len(labels)), seed=SPLIT_SEED, stream=Stream.SPLIT), stable=True)
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label, name in enumerate(class_names):
+        members = order[labels[order] == label]
+        if len(members) < 2:
+            raise DataMissing(f"class {name!r} has {len(members)} image(s): at least 2 are needed, one to train and one to validate on")
+        held_out[members[: min(max(1, round(len(members) * val_fraction)), len(members) - 1)]] = True
+    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()

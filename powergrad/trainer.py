@@ -1,0 +1,367 @@
+"""One attempt of one run, as a process: told what to do by a `TrainerConfig`, heard through a pipe, held on a short lease.
+
+`run` is the attempt itself, in any process. `main` is the body of a process of its own: it may run until its deadline, which whoever
+holds the other end of its control pipe renews; when the deadline passes or the pipe ends, the process ends, so that no trainer outlives
+its supervisor. It knows no database and no network.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from powergrad import checkpoint, determinism
+from powergrad.checkpoint import CheckpointError, StorageFull
+from powergrad.data import Data, DataMissing, DataUnreadable, open_data
+from powergrad.engine import Diverged, Emit, Orders, PrecisionUnsupported, Progress, Run, choose_precision, computes_in_bf16, resume, train
+from powergrad.loss import power_grad_cross_entropy
+from powergrad.models import build_model
+from powergrad.optim import build_optimizer
+from powergrad.process import ORPHANED
+from powergrad.protocol import (
+    CheckpointFailed,
+    CheckpointSkipped,
+    CheckpointWritten,
+    Control,
+    Done,
+    Evaluation,
+    Failure,
+    FailureCode,
+    Message,
+    Note,
+    Phase,
+    Plan,
+    ResumePoint,
+    Step,
+    TrainerConfig,
+    boottime_s,
+    decode_control,
+    encode,
+)
+
+log = logging.getLogger(__name__)
+
+DEADLINE_PASSED = 70
+"""Exit status of a trainer whose deadline was not renewed."""
+BEAT_S = 5.0
+"""Seconds between two signs of life while data load."""
+
+PRELOAD = [
+    "powergrad.trainer",
+    "powergrad.preload",
+]
+"""Modules that a template process imports so that its forks need not: all that a run would otherwise import on its way to the first step."""
+
+
+class StandingOrders:
+    """Orders that may change at any time, from any thread."""
+
+    def __init__(self) -> None:
+        self._stop: Literal["checkpoint", "now"] | None = None
+
+    @property
+    def stop(self) -> Literal["checkpoint", "now"] | None:
+        return self._stop
+
+    def give(self, stop: Literal["checkpoint", "now"]) -> None:
+        """A later `now` overrules `checkpoint`, never the other way round."""
+        if self._stop != "now":
+            self._stop = stop
+
+
+def run(config: TrainerConfig, *, emit: Emit, orders: Orders) -> Done | Failure:
+    """Trains until all epochs are done, an order stops it, or it fails; says everything through `emit`, the end included."""
+    say = _logged(emit)
+    say(Phase(name="starting"))
+    try:
+        with determinism.settings(deterministic=config.spec.deterministic, threads=config.cpu_threads):
+            with determinism.watched(
+                lambda op: say(Note(detail=f"{op} has no deterministic form on {config.device}: the run is statistical"))
+            ):
+                end: Done | Failure = _train(config, emit=say, orders=orders)
+    except Exception as error:  # noqa: BLE001 - this is where every error becomes a word of the protocol
+        end = failure_of(error)
+    if isinstance(end, Done):
+        say(Phase(name="finished"))
+    say(end)
+    return end
+
+
+def _train(config: TrainerConfig, *, emit: Emit, orders: Orders) -> Done:
+    device = torch.device(config.device)
+    checkpoint.discard_unfinished(Path(config.run_dir), attempt=config.attempt)
+    attempt = _set_up(config, device, emit=emit)
+    progress, point = resume(attempt, config.resume, emit=emit)
+    emit(_plan(config, attempt, progress, point))
+    return Done(outcome=train(attempt, progress, emit=emit, orders=orders))
+
+
+def _set_up(config: TrainerConfig, device: torch.device, *, emit: Emit) -> Run:
+    spec = config.spec
+    precision = choose_precision(spec.precision, device)
+    if precision == "bf16" and not computes_in_bf16(device):
+        emit(Note(detail=f"bf16 on {device}: there are no units for it here, fp32 would be faster"))
+    torch.manual_seed(spec.seed)
+
+    emit(Phase(name="loading_data"))
+    data = open_data(spec.data, data_root=Path(config.data_root), seed=spec.seed, device=device, beat=_beat(emit))
+    batch_size = min(spec.data.batch_size, len(data.train))
+    if batch_size < spec.data.batch_size:
+        emit(Note(detail=f"batch_size={spec.data.batch_size}: the training split has {len(data.train)} images, all of them are one batch"))
+
+    emit(Phase(name="building_model"))
+    model = build_model(
+        spec.model.name, num_classes=len(data.class_names), image_size=data.image_size, norm=spec.model.norm, generator_seed=spec.seed
+    )
+    model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Run(
+        spec=spec,
+        attempt=config.attempt,
+        run_dir=Path(config.run_dir),
+        device=device,
+        precision=precision,
+        data=data,
+        model=model,
+        optimizer=build_optimizer(model, spec.optimizer, device=device),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+        batch_size=batch_size,
+    )
+
+
+def _plan(config: TrainerConfig, attempt: Run, progress: Progress, point: ResumePoint | None) -> Plan:
+    kind, reason = _determinism(config, attempt)
+    data: Data = attempt.data
+    return Plan(
+        steps=attempt.steps,
+        epochs=attempt.spec.epochs,
+        steps_per_epoch=attempt.steps_per_epoch,
+        train_images=len(data.train),
+        val_images=len(data.val),
+        test_images=0 if data.test is None else len(data.test),
+        classes=len(data.class_names),
+        parameters=sum(parameter.numel() for parameter in attempt.model.parameters()),
+        precision=attempt.precision,
+        device=str(attempt.device),
+        cpu_threads=config.cpu_threads,
+        determinism=kind,
+        determinism_reason=reason,
+        resumed_from=None if point is None else point.id,
+        resumed_step=progress.step,
+    )
+
+
+def _determinism(config: TrainerConfig, attempt: Run) -> tuple[Literal["bitwise", "statistical"], str]:
+    if not attempt.spec.deterministic:
+        return "statistical", "deterministic is false"
+    ops = _ops_without_deterministic_form(attempt) if attempt.device.type == "cuda" else []
+    if ops:
+        return "statistical", f"no deterministic form on {config.device}: {', '.join(ops)}"
+    return "bitwise", f"same spec, {config.cpu_threads} CPU thread(s), machine type and software: same bits"
+
+
+def _ops_without_deterministic_form(attempt: Run) -> list[str]:
+    """Named by trying one forward and backward pass of a copy on two images: only a GPU has such ops."""
+    model = copy.deepcopy(attempt.model)
+    size = attempt.data.image_size
+    images = torch.zeros(2, 3, size, size, device=attempt.device).contiguous(memory_format=torch.channels_last)
+    found: list[str] = []
+    with determinism.watched(found.append):
+        with attempt.autocast():
+            logits = model(images)
+        target = torch.zeros(2, dtype=torch.int64, device=attempt.device)
+        power_grad_cross_entropy(logits.float(), target, alpha=attempt.spec.loss.alpha).backward()  # type: ignore[no-untyped-call]
+    return found
+
+
+def _beat(emit: Emit) -> Callable[[], None]:
+    last = time.monotonic()
+
+    def beat() -> None:
+        nonlocal last
+        if time.monotonic() - last >= BEAT_S:
+            last = time.monotonic()
+            emit(Phase(name="loading_data"))
+
+    return beat
+
+
+# what the driver says when the device, and not the program, is at fault (CUDA runtime errors 3, 46, 100, 214, 220, 802, 999)
+_LOST_DEVICE = (
+    "initialization error",
+    "busy or unavailable",
+    "no CUDA-capable device",
+    "uncorrectable ECC",
+    "uncorrectable NVLink",
+    "system not yet initialized",
+    "GPU is lost",
+    "CUDA error: unknown error",
+)
+
+
+def failure_of(error: BaseException) -> Failure:
+    """The protocol's word for an exception, with what to try."""
+    code, hint = _classified(error)
+    detail = str(error) if code != "crashed" else f"{type(error).__name__}: {error}"
+    return Failure(code=code, detail=detail, hint=hint, traceback="".join(traceback.format_exception(error)))
+
+
+def _classified(error: BaseException) -> tuple[FailureCode, str]:
+    text = str(error)
+    match error:
+        case torch.OutOfMemoryError():
+            return "out_of_memory_gpu", "lower data.batch_size or data.image_size, or use a smaller model or bf16"
+        case MemoryError():
+            return "out_of_memory_host", _LESS_MEMORY
+        case RuntimeError() if "DefaultCPUAllocator" in text:
+            return "out_of_memory_host", _LESS_MEMORY
+        case Diverged():
+            return (
+                "diverged",
+                "lower optimizer.lr, lengthen schedule.warmup_epochs, or set clip; without normalisation layers try all three",
+            )
+        case DataMissing():
+            return "data_missing", "put the data where the message says, or correct data.dataset and data.path"
+        case DataUnreadable():
+            return "data_unreadable", "replace or remove the file that the message names"
+        case StorageFull():
+            return "storage", "free some space, then retry: the run goes on from its last checkpoint"
+        case CheckpointError():
+            return "storage", "check the disk: what was written does not read back"
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EIO | errno.EROFS):
+            return "storage", "check the disk and its free space, then retry: the run goes on from its last checkpoint"
+        case RuntimeError() if any(sign in text for sign in _LOST_DEVICE):
+            return "device_lost", "the GPU is gone or unhealthy: look at its driver's log; the run can go on elsewhere"
+        case PrecisionUnsupported():
+            return "crashed", "set precision to auto, bf16 or fp32"
+        case _:
+            return "crashed", "the traceback says where"
+
+
+_LESS_MEMORY = "lower data.batch_size, data.image_size or data.workers, or give the run more memory"
+
+
+def main(config_json: bytes | str, *, events_fd: int, control_fd: int) -> int:
+    """The body of a forked trainer: messages go to `events_fd`, orders come from `control_fd`. Returns the exit status, 0 or 1.
+
+    The caller has made the process group, asked to die with its parent, and put stdout and stderr where the log is. Ends the process
+    itself with DEADLINE_PASSED, or with ORPHANED when either pipe has lost its other end.
+    """
+    config = TrainerConfig.model_validate_json(config_json)
+    if config.cpus and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, config.cpus)  # before any thread is made: they inherit it
+    torch.set_num_threads(config.cpu_threads)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+
+    lease, orders = _Lease(config.deadline_s), StandingOrders()
+    threading.Thread(target=lease.watch, name="watchdog", daemon=True).start()
+    threading.Thread(target=_obey, args=(control_fd, lease, orders), name="control", daemon=True).start()
+    emit = _emit_to(events_fd, before_the_end=lease.end)
+    return 0 if isinstance(run(config, emit=emit, orders=orders), Done) else 1
+
+
+class _Lease:
+    """The right to run, until a deadline on the clock of `boottime_s`."""
+
+    LOOK_S = 1.0  # waiting does not count the time the machine sleeps, the deadline does: look again now and then
+
+    def __init__(self, deadline_s: float | None) -> None:
+        self.deadline_s = deadline_s
+        self.ended = False
+        """The run has said its last word: the pipes may be closed from here on."""
+
+    def watch(self) -> None:
+        while self.deadline_s is None or (left := self.deadline_s - boottime_s()) > 0:
+            time.sleep(self.LOOK_S if self.deadline_s is None else min(left, self.LOOK_S))
+        os._exit(DEADLINE_PASSED)
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def _obey(control_fd: int, lease: _Lease, orders: StandingOrders) -> None:
+    with os.fdopen(control_fd, "rb") as lines:
+        for line in lines:
+            try:
+                control: Control = decode_control(line)
+            except ValueError as error:
+                log.warning("an order that is none: %s", error)
+                continue
+            if control.deadline_s is not None:
+                lease.deadline_s = control.deadline_s
+            if control.stop is not None:
+                log.info("told to stop: %s", control.stop)
+                orders.give(control.stop)
+    if not lease.ended:
+        os._exit(ORPHANED)
+
+
+def _emit_to(events_fd: int, *, before_the_end: Callable[[], None]) -> Emit:
+    def emit(message: Message) -> None:
+        if isinstance(message, Done | Failure):
+            before_the_end()
+        line = encode(message)
+        try:
+            while line:
+                line = line[os.write(events_fd, line) :]
+        except BrokenPipeError:
+            os._exit(ORPHANED)
+
+    return emit
+
+
+def _logged(emit: Emit) -> Emit:
+    def say(message: Message) -> None:
+        if (line := _line(message)) is not None:
+            log.info("%s", line)
+        emit(message)
+
+    return say
+
+
+def _line(message: Message) -> str | None:
+    match message:
+        case Plan():
+            resumed = "" if message.resumed_from is None else f", from {message.resumed_from}"
+            return (
+                f"{message.epochs} epochs of {message.steps_per_epoch} steps{resumed}: {message.train_images} training images, "
+                f"{message.classes} classes, {message.parameters:,} parameters, {message.precision} on {message.device}, "
+                f"{message.cpu_threads} CPU thread(s), {message.determinism}"
+            )
+        case Step():
+            eta = "" if message.eta_s is None else f", {message.eta_s:.0f} s left"
+            return f"epoch {message.epoch:.2f} step {message.step}: {_figures(message.metrics)} {message.images_per_s:.0f} images/s{eta}"
+        case Evaluation():
+            return f"epoch {message.epoch}: {_figures(message.metrics)}"
+        case CheckpointWritten():
+            return f"checkpoint {message.path}, {message.total_bytes:,} bytes{', the best so far' if message.is_best else ''}"
+        case CheckpointSkipped():
+            return f"checkpoint {message.path} skipped: {message.detail}"
+        case CheckpointFailed():
+            return f"checkpoint at step {message.step} failed: {message.detail}"
+        case Note():
+            return message.detail
+        case Done():
+            return message.outcome
+        case Failure():
+            return f"failed ({message.code}): {message.detail}\n{message.traceback}{message.hint}"
+        case _:
+            return None
+
+
+def _figures(metrics: dict[str, float | None]) -> str:
+    return " ".join(f"{name} {'not finite' if value is None else format(value, '.4g')}" for name, value in metrics.items())
