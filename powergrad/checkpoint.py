@@ -173,7 +173,7 @@ def load(path: Path) -> Loaded:
     try:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
         return Loaded(load_file(path / MODEL), state, manifest)
-    except Exception as error:  # noqa: BLE001 - safetensors and torch raise their own kinds, undocumented, for broken files
+    except Exception as error:  # safetensors and torch raise their own kinds, undocumented, for broken files
         raise CheckpointBroken(f"{path}: cannot be read ({error})") from error
 
 

@@ -6,4 +6,4 @@ Touches neither CUDA nor a parallel region: a fork of a process that has entered
 from __future__ import annotations
 
 import sklearn.datasets  # noqa: F401
-import torchvision.datasets  # noqa: F401
+import torchvision.datasets  # type: ignore[import-untyped]  # noqa: F401

@@ -85,14 +85,15 @@ class StandingOrders:
 def run(config: TrainerConfig, *, emit: Emit, orders: Orders) -> Done | Failure:
     """Trains until all epochs are done, an order stops it, or it fails; says everything through `emit`, the end included."""
     say = _logged(emit)
+
+    def statistical(op: str) -> None:
+        say(Note(detail=f"{op} has no deterministic form on {config.device}: the run is statistical"))
+
     say(Phase(name="starting"))
     try:
-        with determinism.settings(deterministic=config.spec.deterministic, threads=config.cpu_threads):
-            with determinism.watched(
-                lambda op: say(Note(detail=f"{op} has no deterministic form on {config.device}: the run is statistical"))
-            ):
-                end: Done | Failure = _train(config, emit=say, orders=orders)
-    except Exception as error:  # noqa: BLE001 - this is where every error becomes a word of the protocol
+        with determinism.settings(deterministic=config.spec.deterministic, threads=config.cpu_threads), determinism.watched(statistical):
+            end: Done | Failure = _train(config, emit=say, orders=orders)
+    except Exception as error:  # noqa: BLE001 # this is where every error becomes a word of the protocol
         end = failure_of(error)
     if isinstance(end, Done):
         say(Phase(name="finished"))
@@ -126,7 +127,7 @@ def _set_up(config: TrainerConfig, device: torch.device, *, emit: Emit) -> Run:
     model = build_model(
         spec.model.name, num_classes=len(data.class_names), image_size=data.image_size, norm=spec.model.norm, generator_seed=spec.seed
     )
-    model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(device).to(memory_format=torch.channels_last)
     return Run(
         spec=spec,
         attempt=config.attempt,

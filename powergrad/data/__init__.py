@@ -60,14 +60,14 @@ class Data:
         order = epoch_order(len(self.train), seed=self.seed, epoch=epoch, device=self.train.labels.device)
         whole = len(order) - len(order) % batch_size
         index = order[first * batch_size : whole]
-        for chunk, pixels in zip(index.split(batch_size), self.train.images.batches(index, batch_size), strict=True):
+        for chunk, pixels in zip(torch.split(index, batch_size), self.train.images.batches(index, batch_size), strict=True):
             augmented = pixels if self.augmentation is None else self.augmentation(pixels, chunk, epoch=epoch)
             yield normalised(augmented, mean=self.mean, std=self.std), self.train.labels[chunk]
 
     def held_out_batches(self, split: Split, *, batch_size: int) -> Iterator[Batch]:
         """All images of a split in order, as they are; the last batch may be smaller."""
         index = torch.arange(len(split), device=split.labels.device)
-        for chunk, pixels in zip(index.split(batch_size), split.images.batches(index, batch_size), strict=True):
+        for chunk, pixels in zip(torch.split(index, batch_size), split.images.batches(index, batch_size), strict=True):
             yield normalised(pixels, mean=self.mean, std=self.std), split.labels[chunk]
 
 

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from powergrad.data.decode import decode
@@ -53,7 +53,7 @@ class ResidentImages:
         return len(self.pixels)
 
     def batches(self, index: Tensor, batch_size: int) -> Iterator[Tensor]:
-        for chunk in index.split(batch_size):
+        for chunk in torch.split(index, batch_size):
             yield self.pixels[chunk]
 
 
@@ -74,7 +74,7 @@ class FileImages:
         loader: DataLoader[Any] = DataLoader(
             _Decoding(self.files, self.size),
             batch_size=None,
-            sampler=[chunk.tolist() for chunk in index.cpu().split(batch_size)],
+            sampler=[chunk.tolist() for chunk in torch.split(index.cpu(), batch_size)],
             num_workers=self.workers,
             collate_fn=_as_it_is,
             worker_init_fn=partial(_start_worker, os.getpid()),
@@ -141,6 +141,6 @@ def resized(pixels: Tensor, size: int) -> Tensor:
         .round()
         .clamp(0, 255)
         .to(torch.uint8)
-        for chunk in pixels.split(4096)
+        for chunk in torch.split(pixels, 4096)
     ]
     return torch.cat(chunks)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
-from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST
+from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST  # type: ignore[import-untyped]
 
 from powergrad.data.errors import DataMissing, DataUnreadable
 from powergrad.data.images import resized
