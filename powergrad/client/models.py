@@ -32,7 +32,7 @@ class Reason(_Answer):
 
     code: str
     detail: str = ""
-    evidence: dict[str, Any] | None = None
+    evidence: Any = None
     hint: str | None = None
 
 

@@ -1,0 +1,232 @@
+"""What every command shares: where text goes, how values read, how to reach the server, and how a command ends."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from enum import IntEnum
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from powergrad.client import ApiError, Client, Job
+
+WIDE = 160  # columns for text that goes to a file or a pipe: a table must not lose ids to a guess of 80
+
+
+class Code(IntEnum):
+    """Exit codes, the same for every command."""
+
+    OK = 0
+    FAILED = 1
+    CANCELLED = 2
+    REFUSED = 3
+    UNREACHABLE = 4
+    USAGE = 64  # EX_USAGE of sysexits.h; 2 would read as "cancelled"
+    INTERRUPTED = 130
+
+
+EXIT_CODES = (
+    "Exit codes: 0 done (watched jobs succeeded) · 1 a job failed, or the command did · 2 a job was cancelled · 3 the server refused · "
+    "4 the server cannot be reached · 64 wrong usage · 130 interrupted"
+)
+
+
+class Problem(Exception):
+    """Ends the command with a message; `advice` says what to do."""
+
+    def __init__(self, message: str, *, advice: str = "", code: Code = Code.FAILED) -> None:
+        super().__init__(message)
+        self.advice = advice
+        self.code = code
+
+
+class Finish(Exception):
+    """Ends the command with a code and no message: everything has been said."""
+
+    def __init__(self, code: Code) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+UrlOption = Annotated[
+    str | None, typer.Option("--url", help="Address of the server.", envvar="POWERGRAD_URL", show_default="http://127.0.0.1:8642")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, an unambiguous part of one, or `last`.")]
+JobsArgument = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids, unambiguous parts of ids, or `last`.")]
+
+
+def stdout() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+
+
+def stderr() -> Console:
+    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDE)
+
+
+def say(text: str) -> None:
+    """A message for people: standard error, so that standard output holds results alone. `text` is rich markup."""
+    stderr().print(text, soft_wrap=True)
+
+
+def print_json(value: Any, *, compact: bool = False) -> None:
+    """One JSON document, or with `compact` one line of JSON lines."""
+    sys.stdout.write(json.dumps(value, indent=None if compact else 2, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def as_json(job: Job) -> dict[str, Any]:
+    return job.model_dump(mode="json")
+
+
+# --- the server
+
+
+def connect(url: str | None) -> Client:
+    """A client. Raises Problem at once where nothing listens on this machine's own address, instead of after five retries."""
+    from powergrad.client import Client, ClientError
+
+    try:
+        client = Client(url)
+    except ClientError as error:
+        raise Problem(str(error), code=Code.USAGE) from error
+    refuse_silence(client.base_url)
+    return client
+
+
+def refuse_silence(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.hostname not in {"127.0.0.1", "::1", "localhost"}:
+        return
+    try:
+        socket.create_connection((parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)), timeout=2.0).close()
+    except OSError as error:
+        raise silence(url, error.strerror or "no answer") from error
+
+
+def silence(url: str, cause: str) -> Problem:
+    return Problem(
+        f"Nothing answers at {url} ({cause}).",
+        advice="Start a server: powergrad up\nOne that runs elsewhere: --url http://HOST:PORT, or set POWERGRAD_URL",
+        code=Code.UNREACHABLE,
+    )
+
+
+def find(client: Client, wanted: str) -> str:
+    """The id that `wanted` means: an id, `last`, or a part from its beginning or end that fits one of the newest 100 jobs alone."""
+    if re.fullmatch(r"job_[0-9A-Za-z]{26}", wanted):
+        return wanted
+    if wanted == "last":
+        newest = client.page(limit=1).data
+        if not newest:
+            raise Problem("There is no job yet.", advice="powergrad init, then powergrad submit job.yaml", code=Code.REFUSED)
+        return newest[0].id
+    part = wanted.removeprefix("job_").upper()
+    recent = [job.id for job in client.page(limit=100).data] if part else []
+    fitting = [job_id for job_id in recent if _fits(job_id.removeprefix("job_").upper(), part)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise Problem(f"{wanted}: {len(fitting)} jobs fit: {', '.join(fitting[:5])}", advice="Give more of the id.", code=Code.REFUSED)
+    raise Problem(f"{wanted}: none of the newest jobs has such an id.", advice="The ids: powergrad jobs", code=Code.REFUSED)
+
+
+def _fits(ulid: str, part: str) -> bool:
+    return ulid.startswith(part) or ulid.endswith(part)
+
+
+# --- how values read
+
+STATE_STYLES = {
+    "queued": "cyan",
+    "running": "blue",
+    "pausing": "yellow",
+    "paused": "yellow",
+    "cancelling": "magenta",
+    "cancelled": "magenta",
+    "succeeded": "green",
+    "failed": "red",
+}
+
+
+def state(name: str) -> str:
+    """A state in its colour, as rich markup."""
+    return f"[{STATE_STYLES.get(name, 'default')}]{name}[/]"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def ago(moment: datetime | None, now: datetime | None = None) -> str:
+    if moment is None:
+        return "–"
+    return f"{duration(max(0.0, ((now or datetime.now(UTC)) - moment).total_seconds()))} ago"
+
+
+def size(count: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}" if 1e-3 <= abs(value) < 1e5 or value == 0 else f"{value:.3g}"
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+# --- errors
+
+
+def describe(error: ApiError) -> str:
+    """A refusal as rich markup: what, then every violation with its place in the spec."""
+    head = f"[red]Refused[/] ({error.status}{f' {error.code}' if error.code else ''}): {escape(error.detail or error.title)}"
+    width = max((len(violation.pointer) for violation in error.errors), default=0)
+    lines = [
+        f"  [bold]{escape(violation.pointer or '/'):{width}}[/]  {escape(violation.detail)}{_got(violation.value)}"
+        for violation in error.errors
+    ]
+    return "\n".join([head, *lines])
+
+
+def _got(value: Any) -> str:
+    return "" if value is None else f" [dim](got {escape(json.dumps(value, ensure_ascii=False, default=str)[:120])})[/]"
+
+
+def show_problem(problem: Problem) -> None:
+    say(f"[red]{escape(str(problem))}[/]")
+    if problem.advice:
+        say(escape(problem.advice))
+
+
+def interactive() -> bool:
+    """Whether live bars make sense: both streams on a terminal that can move its cursor."""
+    return sys.stdout.isatty() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def lines(values: Iterable[str]) -> None:
+    for value in values:
+        sys.stdout.write(value + "\n")

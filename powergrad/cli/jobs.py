@@ -1,0 +1,329 @@
+"""Commands about jobs: write a spec, submit it, list, show, watch, and the four verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from powergrad.cli import console
+from powergrad.cli.console import Code, Finish, JobArgument, JobsArgument, JsonOption, Problem, UrlOption
+
+if TYPE_CHECKING:
+    from powergrad.client import Client, Job
+
+EXAMPLE = """\
+# A job for PowerGrad. Only data.dataset is required; what is commented out shows the default.
+# Check it:  powergrad submit job.yaml --dry-run      Run it:  powergrad submit job.yaml --wait
+name: my-first-job
+
+data:
+  dataset: digits          # digits needs no download; also cifar10, cifar100, mnist, fashion-mnist, class_folder
+  image_size: 16           # pixels; default: the data set's own
+  batch_size: 64
+  # augment: standard      # none or standard; default: the data set's own
+  # val_fraction: 0.2      # held out where the data set brings no validation split
+
+model:
+  name: resnet18           # all of them: powergrad models
+  # norm: batch            # batch, group, or none (a network without normalisation layers)
+
+loss:
+  alpha: 0.25              # PowerGrad Transform's exponent in [0, 1]; 1 is ordinary cross-entropy
+  # label_smoothing: 0.0
+
+optimizer:
+  # name: sgd              # sgd or adamw
+  lr: 0.05
+  # momentum: 0.9
+  # nesterov: true
+  # weight_decay: 5e-4
+
+# schedule:
+#   name: cosine           # cosine, step or constant
+#   warmup_epochs: 0       # default: min(5, epochs // 10)
+
+# clip:                    # default: no clipping
+#   mode: agc              # norm, value or agc
+#   value: 0.01
+
+epochs: 8
+# precision: auto          # auto, fp32, bf16 or fp16
+# seed: 0
+# deterministic: true      # same spec, same machine type and software: same bits
+
+# checkpoint:
+#   every_epochs: 1
+#   keep_last: 2
+#   keep_best: 1
+
+# limits:
+#   max_seconds: null      # training time over all attempts
+#   max_attempts: 3
+#   stall_seconds: 600
+
+# resources:
+#   gpus: null             # 0, 1, or null: 1 where there is one
+#   cpu_threads: null      # part of the exact result; null: all cores of the slot
+
+# priority: 5              # 9 starts first, 0 last
+# labels:
+#   team: vision
+"""
+
+
+def init(
+    path: Annotated[str, typer.Argument(help="File to write; - prints it.")] = "job.yaml",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Write a commented example spec."""
+    if path == "-":
+        typer.echo(EXAMPLE, nl=False)
+        return
+    try:
+        with Path(path).open("w" if force else "x", encoding="utf-8") as file:
+            file.write(EXAMPLE)
+    except FileExistsError as error:
+        raise Problem(f"{path}: is there already.", advice="Another name: powergrad init NAME · or overwrite it: --force") from error
+    except OSError as error:
+        raise Problem(f"{path}: cannot be written ({error.strerror})") from error
+    console.say(f"Wrote [bold]{escape(path)}[/]. Run it: powergrad submit {escape(path)} --wait")
+
+
+def submit(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A job spec in YAML or JSON; - reads standard input.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a field: loss.alpha=0.3. Repeatable.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Watch the job until it ends; the exit code says how.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the spec and print it with every default; store nothing.")] = False,
+    idempotency_key: Annotated[str | None, typer.Option("--idempotency-key", help="The same key and spec give the same job again.")] = None,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Queue a job."""
+    from powergrad.cli import specfile
+
+    spec = specfile.changed(specfile.read(file), settings or [])
+    with console.connect(url) as client:
+        if dry_run:
+            console.print_json(client.dry_run(spec))
+            return
+        job = client.submit(spec, idempotency_key=idempotency_key)
+        if wait:
+            console.say(f"Queued [bold]{job.id}[/]")
+            _watch(client, [job.id], as_json=as_json)
+        elif as_json:
+            console.print_json(console.as_json(job))
+        else:
+            typer.echo(job.id)
+            console.say(f"[dim]Queued. Watch it: powergrad watch {job.id}[/]")
+
+
+def jobs(
+    state: Annotated[list[str] | None, typer.Option("--state", help="Only jobs in this state. Repeatable.")] = None,
+    label: Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Only jobs with this label. Repeatable.")] = None,
+    search: Annotated[str | None, typer.Option("--search", metavar="TEXT", help="Only jobs whose name fits.")] = None,
+    sort: Annotated[str | None, typer.Option("--sort", metavar="FIELD", help="Such as -metrics.val_top1: the best first.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most.")] = 20,
+    everything: Annotated[bool, typer.Option("--all", help="All of them, whatever --limit says.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Ids only, one a line.")] = False,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """List jobs, newest first."""
+    labels = dict(_pair(text) for text in label or [])
+    found: list[Job] = []
+    with console.connect(url) as client:
+        source = client.list(state=state or (), labels=labels, q=search, sort=sort, page_size=100 if everything else min(limit, 100))
+        for job in source:
+            found.append(job)
+            if len(found) == limit and not everything:
+                break
+    if as_json:
+        console.print_json([console.as_json(job) for job in found])
+    elif quiet:
+        console.lines(job.id for job in found)
+    elif found:
+        console.stdout().print(_table(found))
+    else:
+        console.say("No job fits." if state or labels or search else "No job yet. Begin with: powergrad init, powergrad submit job.yaml")
+
+
+def show(job: JobArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """Show one job: state, progress, scores, attempts, and why it failed if it did."""
+    with console.connect(url) as client:
+        found = client.get(console.find(client, job))
+    if as_json:
+        console.print_json(console.as_json(found))
+    else:
+        _show(found)
+
+
+def watch(job_ids: JobsArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """Watch jobs until all have ended. Exit code: 0 succeeded, 1 one failed, 2 one was cancelled."""
+    with console.connect(url) as client:
+        _watch(client, [console.find(client, wanted) for wanted in job_ids], as_json=as_json)
+
+
+def cancel(job_ids: JobsArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """Cancel jobs: a running one ends within seconds and keeps its checkpoints."""
+    _act(job_ids, lambda client, job_id: client.cancel(job_id), as_json=as_json, url=url)
+
+
+def pause(job_ids: JobsArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """Pause jobs: a running one writes a checkpoint first."""
+    _act(job_ids, lambda client, job_id: client.pause(job_id), as_json=as_json, url=url)
+
+
+def resume(job_ids: JobsArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """Queue paused jobs again; they go on from their checkpoint."""
+    _act(job_ids, lambda client, job_id: client.resume(job_id), as_json=as_json, url=url)
+
+
+def retry(job_ids: JobsArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """Let failed jobs go on from their last checkpoint."""
+    _act(job_ids, lambda client, job_id: client.retry(job_id), as_json=as_json, url=url)
+
+
+def _act(job_ids: list[str], action: Callable[[Client, str], Job], *, as_json: bool, url: str | None) -> None:
+    """Do it to each; a refusal is told and the others still get their turn."""
+    from powergrad.client import ApiError
+
+    done: list[Job] = []
+    refused = False
+    with console.connect(url) as client:
+        for wanted in job_ids:
+            try:
+                job = action(client, console.find(client, wanted))
+            except ApiError as error:
+                refused = True
+                console.say(f"{escape(wanted)}: {console.describe(error)}")
+                continue
+            done.append(job)
+            if not as_json:
+                console.stdout().print(f"{job.id}  {console.state(job.state)}")
+    if as_json:
+        console.print_json([console.as_json(job) for job in done])
+    if refused:
+        raise Finish(Code.REFUSED)
+
+
+def _watch(client: Client, job_ids: list[str], *, as_json: bool) -> None:
+    from powergrad.cli import watch as watching
+
+    try:
+        ended = watching.watch(client.base_url, job_ids, json_lines=as_json)
+    except KeyboardInterrupt:
+        console.say(f"[dim]Not watching any more; the server goes on. Again: powergrad watch {' '.join(job_ids)}[/]")
+        raise Finish(Code.INTERRUPTED) from None
+    if not as_json:
+        watching.epilogue(ended)
+    raise Finish(watching.verdict(ended))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise Problem(f"--label {text}: must be KEY=VALUE, such as team=vision", code=Code.USAGE)
+    return key, value
+
+
+def _table(found: list[Job]) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for title in ("job", "name", "state"):
+        table.add_column(title, no_wrap=True)
+    for title in ("epoch", "val top-1", "best", "created"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for job in found:
+        latest, best = job.metrics.latest.get("val_top1"), job.metrics.best.get("val_top1")
+        table.add_row(
+            job.id,
+            escape(job.name or "–"),
+            console.state(job.state),
+            _epochs(job),
+            console.percent(latest),
+            console.percent(best),
+            console.ago(job.created_at),
+        )
+    return table
+
+
+def _epochs(job: Job) -> str:
+    progress = job.progress
+    return "–" if progress.epoch is None or not progress.epochs else f"{int(progress.epoch)}/{progress.epochs}"
+
+
+def _show(job: Job) -> None:
+    facts = Table.grid(padding=(0, 2))
+    for key, value in _facts(job):
+        facts.add_row(f"[dim]{key}[/]", value)
+    target = console.stdout()
+    target.print(Panel(facts, title=f"[bold]{escape(job.name or job.id)}[/]", title_align="left", expand=False, box=box.ROUNDED))
+    if job.metrics.latest:
+        target.print(_metrics_table(job))
+    if job.attempts:
+        target.print(_attempts_table(job))
+    target.print(f"[dim]powergrad show {job.id} --json prints everything, the spec with it[/]", soft_wrap=True)
+
+
+def _facts(job: Job) -> list[tuple[str, str]]:
+    progress = job.progress
+    facts = [("id", job.id), ("state", console.state(job.state))]
+    if job.reason is not None:
+        facts.append(("reason", escape(f"{job.reason.code}: {job.reason.detail}" if job.reason.detail else job.reason.code)))
+        if job.reason.hint:
+            facts.append(("try", escape(job.reason.hint)))
+    if job.queue is not None and job.state == "queued":
+        facts.append(("queue", escape(f"place {job.queue.position or '–'}, waits for {job.queue.waiting_for or 'a worker'}")))
+    if progress.steps:
+        done = f"step {progress.step or 0}/{progress.steps}, epoch {_epochs(job)}, {console.percent(progress.fraction)}"
+        facts.append(("progress", done + (f", ETA {console.duration(progress.eta_s)}" if job.state == "running" else "")))
+    facts += [("trains", escape(_summary(job.spec)))]
+    facts += [(name, f"{console.ago(moment)}") for name, moment in _moments(job) if moment is not None]
+    if job.labels:
+        facts.append(("labels", escape(", ".join(f"{key}={value}" for key, value in job.labels.items()))))
+    if job.notes:
+        facts.append(("notes", escape(job.notes)))
+    return facts
+
+
+def _moments(job: Job) -> list[tuple[str, Any]]:
+    return [("created", job.created_at), ("started", job.started_at), ("finished", job.finished_at)]
+
+
+def _summary(spec: dict[str, Any]) -> str:
+    """`resnet18 on digits, alpha 0.25, sgd lr 0.05, 8 epochs`."""
+    model, data = spec.get("model") or {}, spec.get("data") or {}
+    loss, optimizer = spec.get("loss") or {}, spec.get("optimizer") or {}
+    return (
+        f"{model.get('name', 'resnet18')} on {data.get('dataset', '?')}, alpha {loss.get('alpha', 1.0):g}, "
+        f"{optimizer.get('name', 'sgd')} lr {optimizer.get('lr', 0.1):g}, {spec.get('epochs', '?')} epochs"
+    )
+
+
+def _metrics_table(job: Job) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("metric", no_wrap=True)
+    table.add_column("latest", justify="right")
+    table.add_column("at the best checkpoint", justify="right")
+    for name in sorted(job.metrics.latest.keys() | job.metrics.best.keys()):
+        table.add_row(escape(name), console.number(job.metrics.latest.get(name)), console.number(job.metrics.best.get(name)))
+    return table
+
+
+def _attempts_table(job: Job) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for title in ("attempt", "worker", "device", "outcome", "resumed from", "took"):
+        table.add_column(title, no_wrap=True)
+    for attempt in job.attempts:
+        took_s = (attempt.ended_at - attempt.started_at).total_seconds() if attempt.ended_at and attempt.started_at else None
+        words = (attempt.worker, attempt.device, attempt.outcome, attempt.resumed_from)
+        table.add_row(str(attempt.number), *(escape(word or "–") for word in words), console.duration(took_s))
+    return table

@@ -1,0 +1,134 @@
+"""Commands about what a job leaves: its log, its metrics, its weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from powergrad.cli import console
+from powergrad.cli.console import Code, Finish, JobArgument, JsonOption, Problem, UrlOption
+
+if TYPE_CHECKING:
+    from powergrad.client import Client
+
+SPARKS = "▁▂▃▄▅▆▇█"
+SPARK_POINTS = 32
+
+
+def logs(
+    job: JobArgument,
+    tail: Annotated[int | None, typer.Option("--tail", "-n", min=0, help="Only the last N lines.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    url: UrlOption = None,
+) -> None:
+    """Print a job's log."""
+    with console.connect(url) as client:
+        job_id = console.find(client, job)
+        try:
+            for text in client.follow_logs(job_id, tail=tail) if follow else [client.logs(job_id, tail=tail)]:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            raise Finish(Code.INTERRUPTED) from None
+
+
+def metrics(
+    job: JobArgument,
+    name: Annotated[list[str] | None, typer.Option("--name", help="Only this metric, such as val_top1. Repeatable.")] = None,
+    points: Annotated[int | None, typer.Option("--points", min=2, help="At most about so many points a series, extremes kept.")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Show a job's metrics: a line each, or all points as CSV or JSON."""
+    if csv and as_json:
+        raise Problem("--csv and --json: choose one", code=Code.USAGE)
+    with console.connect(url) as client:
+        job_id = console.find(client, job)
+        if csv:
+            sys.stdout.write(client.metrics_csv(job_id, names=name or (), points=points))
+            return
+        found = client.metrics(job_id, names=name or (), points=points)
+    if as_json:
+        console.print_json(found)
+        return
+    series = series_of(found)
+    if series:
+        console.stdout().print(_table(series))
+    else:
+        console.say("No points yet.")
+
+
+def series_of(answer: dict[str, Any]) -> dict[str, list[tuple[int, float | None]]]:
+    """(step, value) pairs by name, from the API's answer."""
+    return {one["name"]: list(zip(one["steps"], one["values"], strict=True)) for one in answer["data"]}
+
+
+def _table(series: dict[str, list[tuple[int, float | None]]]) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("metric", no_wrap=True)
+    for title in ("points", "first", "last", "min", "max"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for name, pairs in sorted(series.items()):
+        known = [value for _, value in pairs if value is not None]
+        if not known:
+            table.add_row(escape(name), str(len(pairs)), *["–"] * 4, "not finite" if pairs else "")
+            continue
+        shown = (known[0], known[-1], min(known), max(known))
+        table.add_row(escape(name), str(len(pairs)), *(console.number(value) for value in shown), spark(known))
+    return table
+
+
+def spark(values: list[float]) -> str:
+    """A curve as a line of blocks."""
+    low, high = min(values), max(values)
+    kept = (
+        values
+        if len(values) <= SPARK_POINTS
+        else [values[index * (len(values) - 1) // (SPARK_POINTS - 1)] for index in range(SPARK_POINTS)]
+    )
+    top = len(SPARKS) - 1
+    return "".join(SPARKS[round((value - low) / (high - low) * top) if high > low else top // 2] for value in kept)
+
+
+def pull(
+    job: JobArgument,
+    checkpoint: Annotated[str, typer.Option("--checkpoint", "-c", help="best, latest, or a checkpoint's id.")] = "best",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File or folder; default: JOB-CHECKPOINT.safetensors here.")] = None,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Download a checkpoint's weights (safetensors), its sha256 verified. Run again to go on with a broken download."""
+    with console.connect(url) as client:
+        job_id = console.find(client, job)
+        try:
+            path = download(client, job_id, checkpoint, output)
+        except KeyboardInterrupt:
+            console.say("[dim]Stopped. The same command goes on from here.[/]")
+            raise Finish(Code.INTERRUPTED) from None
+        except OSError as error:
+            raise Problem(f"{error.filename or output}: cannot be written ({error.strerror})") from error
+    if as_json:
+        console.print_json({"job": job_id, "checkpoint": checkpoint, "path": str(path), "bytes": path.stat().st_size})
+    else:
+        typer.echo(str(path))
+
+
+def download(client: Client, job_id: str, checkpoint: str, output: Path | None) -> Path:
+    """`Client.download` with a bar on a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console.stderr(), disable=not sys.stderr.isatty(), auto_refresh=False) as progress:
+        task = progress.add_task(checkpoint, total=None)
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+            progress.refresh()
+
+        return client.download(job_id, checkpoint, output, on_progress=show)

@@ -1,0 +1,72 @@
+"""Commands about the server: what it runs on and what it knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from powergrad.cli import console
+from powergrad.cli.console import JsonOption, UrlOption
+
+
+def workers(as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """List the live workers, their devices and what they run."""
+    with console.connect(url) as client:
+        found = client.workers()
+    if as_json:
+        console.print_json(found)
+    elif not found:
+        console.say("No worker is alive: queued jobs wait. `powergrad up` starts one.")
+    else:
+        _print(("worker", "host", "state", "slots", "devices", "runs"), [_worker_cells(worker) for worker in found])
+
+
+def models(as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """List the networks a spec may name."""
+    with console.connect(url) as client:
+        found = client.models()
+    if as_json:
+        console.print_json(found)
+    elif not found:
+        console.say("No worker has said yet what it can train.")
+    else:
+        _print(("model", "family", "parameters", "norm"), [_model_cells(model) for model in found])
+
+
+def _worker_cells(worker: dict[str, Any]) -> list[str]:
+    devices = ", ".join(_device(device) for device in worker.get("devices") or []) or "–"
+    running = ", ".join(str(job) for job in worker.get("running") or []) or "nothing"
+    return [
+        str(worker["id"]),
+        str(worker.get("host", "–")),
+        str(worker.get("state", "–")),
+        str(len(worker.get("slots") or [])),
+        devices,
+        running,
+    ]
+
+
+def _device(device: dict[str, Any]) -> str:
+    memory = device.get("memory_bytes")
+    return f"{device.get('name', '?')} ({console.size(memory)})" if memory else str(device.get("name", "?"))
+
+
+def _model_cells(model: dict[str, Any]) -> list[str]:
+    parameters = model.get("parameters")
+    return [
+        str(model["name"]),
+        str(model.get("family", "–")),
+        f"{parameters / 1e6:.1f} M" if isinstance(parameters, int | float) else "–",
+        ", ".join(model.get("norms") or []) or "–",
+    ]
+
+
+def _print(titles: tuple[str, ...], rows: list[list[str]]) -> None:
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.stdout().print(table)
