@@ -600,6 +600,12 @@ def sweep(tx: Tx) -> Swept:
     return Swept(moved, runnable, debts)
 
 
+def expire_worker(tx: Tx, worker: str) -> list[str]:
+    """End the leases of a worker that is known to be dead, so that the next sweep moves its jobs on; their ids."""
+    held = and_(jobs.c.worker == worker, jobs.c.state.in_(OWNED))
+    return [row.id for row in tx.all(update(jobs).where(held).values(lease_until=0).returning(jobs.c.id))]
+
+
 def needs_sweep(tx: Tx) -> bool:
     """Whether `sweep` would move a job: a look that takes no write lock."""
     lapsed = jobs.c.lease_until < tx.now_ms

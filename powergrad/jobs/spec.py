@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import difflib
+import reprlib
 from collections.abc import Collection
 from typing import Annotated, Any
 
@@ -16,7 +18,7 @@ from powergrad.spec import CLASS_FOLDER, NAME_PATTERN, SpecModel, TrainSpec
 LabelName = Annotated[str, Field(pattern=NAME_PATTERN)]
 LabelText = Annotated[str, Field(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
-_UNION_TAGS = frozenset({"#sgd", "#adamw", "#cosine", "#step", "#constant"})
+_UNIONS = frozenset({"optimizer", "schedule"})
 _CODES = {
     "extra_forbidden": "unknown_field",
     "missing": "missing",
@@ -27,7 +29,11 @@ _CODES = {
     "finite_number": "not_finite",
     "literal_error": "unknown_name",
     "string_pattern_mismatch": "bad_format",
+    "string_unicode": "bad_format",
+    "none_required": "not_available",
 }
+_SHOWN = 200  # characters of an offending value that an error repeats
+_LOOKS = 4  # the spec's models are three deep: a fourth look finds nothing new
 
 
 class ResourcesSpec(SpecModel):
@@ -80,46 +86,103 @@ def parse(body: Any, *, models: Collection[str] = (), datasets: Collection[str] 
     models, datasets: known names; empty means no worker has told yet, and any well-formed name passes.
     Raises InvalidSpec with all violations.
     """
-    violations: list[Violation] = []
-    spec = None
-    try:
-        spec = JobSpec.model_validate(body)
-    except ValidationError as error:
-        violations += violations_of(error)
+    spec, violations = _validated(body)
     for pointer, known in (("/data/dataset", datasets), ("/model/name", models)):
-        _, section, field = pointer.split("/")
-        part = body.get(section) if isinstance(body, dict) else None
-        name = (
-            part.get(field, JobSpec.model_fields[section].default.name if section == "model" else None) if isinstance(part, dict) else None
-        )
+        name = _look_up(body, pointer)
         if known and isinstance(name, str) and name not in known and not any(v.pointer == pointer for v in violations):
-            violations.append(Violation(pointer, "unknown_name", _did_you_mean(name, known), name))
+            violations.append(Violation(pointer, "unknown_name", _did_you_mean(name, known), _presentable(name)))
     if violations or spec is None:
         raise InvalidSpec(violations)
     return spec
 
 
+def _validated(body: Any) -> tuple[JobSpec | None, list[Violation]]:
+    """The spec, or every rule it breaks.
+
+    Rules between fields are looked at only when each field is right by itself, so what is wrong is left out and the rest looked at again.
+    """
+    try:
+        return JobSpec.model_validate(body), []
+    except ValidationError as error:
+        found, wrong = violations_of(error), error
+    for _ in range(_LOOKS - 1):
+        body = _without(body, wrong)
+        if body is None:
+            break
+        try:
+            JobSpec.model_validate(body)
+            break
+        except ValidationError as error:
+            told = {violation.pointer for violation in found}
+            # a default that stands in for a wrong field is nothing to hold other fields to
+            found += [_violation(dict(item)) for item in _items(error) if _against(item) not in told and _pointer(dict(item)) not in told]
+            wrong = error
+    return None, found
+
+
+def _items(error: ValidationError) -> list[dict[str, Any]]:
+    return [dict(item) for item in error.errors(include_url=False)]
+
+
+def _against(item: dict[str, Any]) -> str | None:
+    return (item.get("ctx") or {}).get("against")
+
+
+def _without(body: Any, error: ValidationError) -> dict[str, Any] | None:
+    """A copy of the body less the fields that the errors name; None when it is no object."""
+    if not isinstance(body, dict):
+        return None
+    rest = {key: dict(value) if isinstance(value, dict) else value for key, value in body.items()}
+    for item in _items(error):
+        path = _path(item)
+        section = rest.get(path[0]) if path else None
+        if len(path) > 1 and isinstance(section, dict):
+            section.pop(path[1], None)
+        elif path:
+            rest.pop(path[0], None)
+    return rest
+
+
+def _look_up(body: Any, pointer: str) -> Any:
+    for name in pointer[1:].split("/"):
+        body = body.get(name) if isinstance(body, dict) else None
+    return body
+
+
 def violations_of(error: ValidationError) -> list[Violation]:
     """pydantic's errors as pointers into the JSON that was sent."""
-    return [_violation(dict(item)) for item in error.errors(include_url=False)]
+    return [_violation(item) for item in _items(error)]
 
 
 def _violation(item: dict[str, Any]) -> Violation:
     context: dict[str, Any] = item.get("ctx") or {}
-    path = [str(part) for part in item["loc"] if part not in _UNION_TAGS]
-    if "field" in context:
-        path += context["field"].split("/")
-    if path and path[-1] == "[key]":
-        path.pop()
-    pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path)
-    kind = item["type"]
-    value = item.get("input")
-    if "field" in context and isinstance(value, dict):
-        value = value.get(context["field"].rsplit("/", 1)[-1])
-    if kind == "missing":
+    kind, value, message = item["type"], item.get("input"), str(item["msg"])
+    if "tag" in context and not isinstance(value, dict):
+        kind, message = "dict_type", "must be an object"
+    elif "tag" in context:
+        value = value[context["tag"]]
+    elif kind == "missing":
         value = None
     code = _CODES.get(kind, "wrong_type" if kind.endswith(("_type", "_parsing")) else kind)
-    return Violation(pointer, code, _detail(kind, context, str(item["msg"])), _presentable(value))
+    if kind == "literal_error" and context["expected"] == "False":
+        code, message = "not_available", _NOT_AVAILABLE
+    return Violation(_pointer(item), code, _detail(kind, context, message), _presentable(value))
+
+
+def _path(item: dict[str, Any]) -> list[str | int]:
+    """Where in the JSON an error lies: pydantic's location less its own remarks."""
+    path = list(item["loc"])
+    if len(path) > 1 and path[0] in _UNIONS:
+        del path[1]  # the union's member
+    if len(path) == 3 and path[0] == "labels":
+        del path[2]  # "[key]"
+    if "tag" in (item.get("ctx") or {}) and isinstance(item.get("input"), dict):
+        path.append(item["ctx"]["tag"])
+    return path
+
+
+def _pointer(item: dict[str, Any]) -> str:
+    return "".join("/" + _printable(str(part)).replace("~", "~0").replace("/", "~1") for part in _path(item))
 
 
 def _detail(kind: str, context: dict[str, Any], message: str) -> str:

@@ -1,0 +1,20 @@
+"""Imported once by the template process, from which trainers are forked in milliseconds.
+
+Importing torch and torchvision costs seconds; forking a process that has them costs milliseconds. The template touches neither CUDA nor a
+parallel region (both would break its children), and `PID` tells a child whether the parent it has is still the template.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import setproctitle
+
+from powergrad import trainer
+
+PID = os.getpid()
+
+for _name in trainer.PRELOAD:
+    importlib.import_module(_name)
+setproctitle.setproctitle("powergrad: template")

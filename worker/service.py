@@ -1,0 +1,213 @@
+"""One worker: its slots, its template, its heartbeat, and the loop that takes jobs.
+
+Celery rings (`worker.app`), and an idle worker also looks for itself, so a broker that is away costs latency and never a job. Both end in
+`work`, which takes a slot, claims and supervises until nothing is left that fits.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import setproctitle
+import structlog
+
+from powergrad import __version__
+from powergrad.jobs import fleet, lifecycle
+from powergrad.jobs.artifacts import Artifacts
+from powergrad.jobs.store import Store, is_unavailable
+from powergrad.jobs.sweeper import Sweeper
+from worker.settings import WorkerSettings
+from worker.slots import Slots, TakenSlot, device_report, find_gpus, lock_all, plan_slots, release
+from worker.supervisor import Bench, supervise
+from worker.template import Template
+
+log = structlog.get_logger(__name__)
+
+TITLE = "powergrad: worker"
+
+
+class WorkerService:
+    """Everything of a worker but the queue.
+
+    ring: tells the other workers that there is work (after a sweep).
+    """
+
+    def __init__(self, settings: WorkerSettings, *, ring: Callable[[], None] = lambda: None) -> None:
+        self.settings = settings
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.gpus = find_gpus()
+        run_dir = settings.data_dir / "run"
+        cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+        self.slots = Slots(plan_slots(self.gpus, cpus, count=settings.slots, gpu_locks=settings.lock_dir, cpu_locks=run_dir / "slots"))
+        self.store = Store(settings.database_url, pool_size=2 * len(self.slots.slots) + 4)
+        self.artifacts = Artifacts(str(settings.data_dir))
+        self.draining = threading.Event()
+        self.template = Template(self._publish)
+        self.bench = Bench(settings, self.store, self.artifacts, self.template, self.draining)
+        self.sweeper = Sweeper(self.store, self.artifacts, ring, settings.sweep_s)
+        self._life_dir = run_dir / "workers"
+        self._life: list[int] = []
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._working: set[threading.Thread] = set()
+
+    # --- its own life
+
+    def start(self) -> None:
+        """Register, warm the template up, and look after everything from threads."""
+        self._life = lock_all([self._life_dir / f"{self.id}.lock"]) or []
+        self._register()
+        self.template.start()
+        self.sweeper.start()
+        for target in (self._beat, self._look_for_work):
+            thread = threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        log.info("worker ready", worker=self.id, slots=[slot.device for slot in self.slots.slots])
+
+    def drain(self) -> None:
+        """Take nothing more; tell every trainer to write a checkpoint and end. Returns at once (it is called from a signal handler)."""
+        self.draining.set()
+
+    def stop(self) -> None:
+        """Drain, wait for the supervisors, sign off."""
+        self.drain()
+        for thread in list(self._working):
+            thread.join()
+        self._stopping.set()
+        self.sweeper.stop()
+        for thread in self._threads:
+            thread.join(timeout=10)
+        self.template.stop()
+        with suppress(Exception), self.store.write() as tx:
+            fleet.retire(tx, self.id)
+        release(self._life)
+        with suppress(OSError):
+            (self._life_dir / f"{self.id}.lock").unlink()
+        self.store.close()
+
+    def _register(self) -> None:
+        info = fleet.WorkerInfo(
+            id=self.id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+            slots=[slot.as_json() for slot in self.slots.slots],
+            devices=device_report(self.gpus),
+            gpus=len(self.gpus),
+        )
+        with self.store.write() as tx:
+            fleet.register(tx, info)
+
+    def _publish(self, told: dict[str, Any]) -> None:
+        try:
+            with self.store.write() as tx:
+                fleet.publish(tx, "models", told["models"])
+                fleet.publish(tx, "datasets", told["datasets"])
+        except Exception as error:
+            if not is_unavailable(error):
+                raise
+            log.warning("database away: the catalogue is not published")
+
+    def _beat(self) -> None:
+        while not self._stopping.wait(self.settings.heartbeat_s):
+            setproctitle.setproctitle(TITLE)  # Celery names the process too, later than we do
+            try:
+                with self.store.write() as tx:
+                    known = fleet.heartbeat(tx, self.id, devices=device_report(self.gpus), draining=self.draining.is_set())
+                if not known:
+                    self._register()
+                self._bury_the_dead()
+            except Exception as error:
+                if not is_unavailable(error):
+                    log.exception("heartbeat failed")
+                else:
+                    log.warning("heartbeat: database away")
+
+    def _bury_the_dead(self) -> None:
+        """Take over at once from workers of this data directory that were killed: their life lock is free, so they are no more."""
+        for path in self._life_dir.glob("*.lock"):
+            if path.stem == self.id or not _is_dead(path):
+                continue
+            with self.store.write() as tx:
+                orphans = lifecycle.expire_worker(tx, path.stem)
+                fleet.retire(tx, path.stem)
+            path.unlink(missing_ok=True)
+            log.warning("a worker of this host was killed", worker=path.stem, jobs=orphans)
+
+    # --- its work
+
+    def work(self) -> int:
+        """Claim and supervise on one slot until nothing is left that fits; how many attempts were supervised."""
+        done = 0
+        with self.slots.take() as taken:
+            while taken is not None and not self.draining.is_set():
+                claim = self._claim(taken)
+                if claim is None:
+                    break
+                supervise(self.bench, claim, taken)
+                done += 1
+        return done
+
+    def _claim(self, taken: TakenSlot) -> lifecycle.Claim | None:
+        slot = taken.slot
+        gpus = 0 if slot.gpu is None else 1
+        with self.store.read() as tx:
+            if not lifecycle.has_work(tx, gpus=gpus):
+                return None
+        offer = lifecycle.Offer(
+            worker=self.id, device=slot.device, gpus=gpus, cpu_threads=len(slot.cpus), lease_ttl_s=self.settings.lease_ttl_s
+        )
+        with self.store.write() as tx:
+            return lifecycle.claim(tx, offer)
+
+    def _look_for_work(self) -> None:
+        self.template.ready.wait()
+        while not self._stopping.is_set() and not self.draining.is_set():
+            try:
+                self._start_what_nobody_rang_for()
+            except Exception as error:
+                if not is_unavailable(error):
+                    log.exception("looking for work failed")
+            self._stopping.wait(self.settings.poll_s)
+
+    def _start_what_nobody_rang_for(self) -> None:
+        self._working = {thread for thread in self._working if thread.is_alive()}
+        if not self.slots.any_free:
+            return
+        with self.store.read() as tx:
+            if not lifecycle.has_work(tx, gpus=1 if self.gpus else 0):
+                return
+        thread = threading.Thread(target=self._work_and_log, name=f"found-{time.monotonic_ns()}", daemon=True)
+        self._working.add(thread)
+        thread.start()
+
+    def _work_and_log(self) -> None:
+        try:
+            self.work()
+        except Exception as error:
+            if not is_unavailable(error):
+                log.exception("supervision failed")
+
+
+def _is_dead(path: Path) -> bool:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True

@@ -1,0 +1,176 @@
+"""What a worker trains on: slots, each with its own cores and at most one GPU, held by locks that outlive the worker.
+
+A slot is taken by `flock` on its token files, and the trainer inherits the open files: the slot is free only when the trainer and its
+children are gone, whatever became of the supervisor. GPU tokens are named by UUID in a folder shared by all workers of the host (four
+quarters to a GPU; a whole GPU is all four, taken in order, so that two takers never hold half each); CPU tokens lie in the data directory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pynvml
+
+QUARTERS = 4
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU by NVML: uuid is what CUDA_VISIBLE_DEVICES accepts."""
+
+    uuid: str
+    name: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One trainer's place. cpus: cores it may use; gpu: None on a CPU slot; tokens: the lock files that stand for it."""
+
+    index: int
+    cpus: tuple[int, ...]
+    gpu: Gpu | None
+    tokens: tuple[Path, ...]
+
+    @property
+    def device(self) -> str:
+        """Its name for people."""
+        return f"cpu ({len(self.cpus)} cores)" if self.gpu is None else f"{self.gpu.name} {self.gpu.uuid}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {"index": self.index, "device": "cpu" if self.gpu is None else self.gpu.uuid, "cpus": list(self.cpus)}
+
+
+def find_gpus() -> list[Gpu]:
+    """The GPUs NVML shows; none where there is no driver."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+    return [
+        Gpu(_text(pynvml.nvmlDeviceGetUUID(h)), _text(pynvml.nvmlDeviceGetName(h)), pynvml.nvmlDeviceGetMemoryInfo(h).total)
+        for h in handles
+    ]
+
+
+def plan_slots(gpus: Sequence[Gpu], cpus: Sequence[int], *, count: int | None, gpu_locks: Path, cpu_locks: Path) -> list[Slot]:
+    """One slot a GPU, or `count` (default 1) CPU slots; the cores are shared out evenly, every slot has at least one."""
+    n = len(gpus) or count or 1
+    shares = _shares(cpus, n)
+    if gpus:
+        return [
+            Slot(i, shares[i], gpu, tuple(gpu_locks / f"{gpu.uuid}.{quarter}.lock" for quarter in range(QUARTERS)))
+            for i, gpu in enumerate(gpus)
+        ]
+    # the name holds the cores: workers with other cores on the same directory do not get in each other's way
+    return [Slot(i, shares[i], None, (cpu_locks / f"cpu-{i}-of-{n}-{shares[i][0]}.lock",)) for i in range(n)]
+
+
+def _shares(cpus: Sequence[int], n: int) -> list[tuple[int, ...]]:
+    if n >= len(cpus):
+        return [(cpus[i % len(cpus)],) for i in range(n)]
+    borders = [i * len(cpus) // n for i in range(n + 1)]
+    return [tuple(cpus[a:b]) for a, b in itertools.pairwise(borders)]
+
+
+@dataclass
+class TakenSlot:
+    """A slot held by this process. fds: the locked files, to be inherited by the trainer."""
+
+    slot: Slot
+    fds: list[int]
+
+
+@dataclass
+class Slots:
+    """The slots of this worker and which of them its threads hold."""
+
+    slots: list[Slot]
+    _held: set[int] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def any_free(self) -> bool:
+        """Whether a thread of this worker could try to take one; another process may still hold its lock."""
+        return len(self._held) < len(self.slots)
+
+    @contextmanager
+    def take(self) -> Iterator[TakenSlot | None]:
+        """A free slot for the length of the block, or None when all are held, here or by another process."""
+        taken = self._take()
+        try:
+            yield taken
+        finally:
+            if taken is not None:
+                release(taken.fds)
+                with self._lock:
+                    self._held.discard(taken.slot.index)
+
+    def _take(self) -> TakenSlot | None:
+        with self._lock:
+            for slot in self.slots:
+                if slot.index in self._held:
+                    continue
+                fds = lock_all(slot.tokens)
+                if fds is not None:
+                    self._held.add(slot.index)
+                    return TakenSlot(slot, fds)
+        return None
+
+
+def lock_all(paths: Sequence[Path]) -> list[int] | None:
+    """Open and lock every file, in order; None (and nothing held) when one is taken."""
+    fds: list[int] = []
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fds.append(fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            release(fds)
+            return None
+    return fds
+
+
+def release(fds: list[int]) -> None:
+    """Close our share of the locks; a living trainer keeps its own."""
+    while fds:
+        os.close(fds.pop())
+
+
+def device_report(gpus: Sequence[Gpu]) -> list[dict[str, Any]]:
+    """What GET /v1/workers shows of the devices: memory in bytes, utilisation in [0, 1]."""
+    memory = psutil.virtual_memory()
+    cpu = {
+        "kind": "cpu",
+        "name": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores",
+        "memory_bytes": memory.total,
+        "memory_used_bytes": memory.total - memory.available,
+        "utilisation": psutil.cpu_percent(interval=None) / 100,
+    }
+    return [cpu, *(_gpu_report(gpu) for gpu in gpus)]
+
+
+def _gpu_report(gpu: Gpu) -> dict[str, Any]:
+    report: dict[str, Any] = {"kind": "gpu", "name": gpu.name, "uuid": gpu.uuid, "memory_bytes": gpu.memory_bytes}
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+        used, busy = pynvml.nvmlDeviceGetMemoryInfo(handle).used, pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
+    except pynvml.NVMLError as error:
+        return {**report, "error": str(error)}
+    return {**report, "memory_used_bytes": used, "utilisation": busy / 100}
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
