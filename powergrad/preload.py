@@ -7,3 +7,7 @@ from __future__ import annotations
 
 import sklearn.datasets  # noqa: F401
 import torchvision.datasets  # type: ignore[import-untyped]  # noqa: F401
+
+from powergrad.data.known import digit_arrays
+
+digit_arrays()  # numpy only: no parallel region

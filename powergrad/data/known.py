@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST  # type: ignore[import-untyped]
@@ -35,10 +37,15 @@ class Known:
 
 def digits(size: int) -> Known:
     """scikit-learn's 1,797 digits, 8×8 pixels of 17 grey levels, scaled to size×size."""
+    grey, labels = (torch.from_numpy(array) for array in digit_arrays())
+    return Known(tuple("0123456789"), (resized(grey, size), labels), None)
+
+
+@functools.cache
+def digit_arrays() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """(1797, 1, 8, 8) grey levels of 0 to 255 and (1797,) digits. Parsed once: a template process does it for all its forks."""
     bunch = load_digits()
-    grey = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8)[:, None]  # (N, 1, 8, 8)
-    labels = torch.from_numpy(bunch.target.astype(np.int64))
-    return Known(tuple(str(name) for name in bunch.target_names), (resized(grey, size), labels), None)
+    return np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None], bunch.target.astype(np.int64)
 
 
 _TORCHVISION: dict[str, tuple[Callable[..., Any], str]] = {
