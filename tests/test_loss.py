@@ -121,7 +121,7 @@ def mean_target_mass(case: Case) -> float:
     return 0.5 * loss.sum().item() / math.log(max(2, classes)) / max(1, case.logits.numel() // classes)
 
 
-@settings(max_examples=3000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=cases(), alpha=st.sampled_from([0.01, 0.05, 0.3, 0.7, 0.92, 1.0]))
 def test_value_and_gradient_are_the_oracles_for_every_option(case: Case, alpha: float) -> None:
     value, grad = pgt(case, alpha)
