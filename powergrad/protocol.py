@@ -7,10 +7,11 @@ nothing of jobs, queues or networks: whoever starts it (a supervisor, `powergrad
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from powergrad.spec import TrainSpec
 
@@ -25,7 +26,15 @@ FailureCode = Literal[
     "crashed",
     "internal",
 ]
-Metrics = dict[str, float | None]
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """The value, or None where JSON has no number for it."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+FiniteOrNone = Annotated[float | None, AfterValidator(finite_or_none)]
+Metrics = dict[str, FiniteOrNone]
 """Metric values by name; None stands for a value that is not finite."""
 
 
@@ -110,8 +119,8 @@ class Step(_Line):
     epoch: float
     """Epochs done, with fraction."""
     metrics: Metrics
-    images_per_s: float
-    eta_s: float | None
+    images_per_s: float = Field(allow_inf_nan=False)
+    eta_s: FiniteOrNone
 
 
 class Evaluation(_Line):

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 RELATIVE_PATH_PATTERN = r"^[A-Za-z0-9._-]{1,64}(/[A-Za-z0-9._-]{1,64}){0,7}$"
@@ -27,16 +28,44 @@ class SpecModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-def by_name(key: str, default: str) -> Discriminator:
-    """Choose a union's member by `key`, taking `default` where it is absent: `{"lr": 0.05}` is an SGD optimizer."""
+@dataclass(frozen=True)
+class Broken:
+    """A rule between fields that does not hold. field: `/`-separated, below the model. against: pointer of the other field it was held to."""
+
+    field: str
+    code: str
+    message: str
+    against: str | None = None
+
+
+def refuse(model: BaseModel, broken: list[Broken]) -> None:
+    """Raise the broken rules of a model, each at its own field; nothing when there are none. For its `after` validator."""
+    if broken:
+        raise ValidationError.from_exception_data(type(model).__name__, [_error_details(model, rule) for rule in broken])
+
+
+def _error_details(model: BaseModel, rule: Broken) -> InitErrorDetails:
+    path = rule.field.split("/")
+    value: Any = model
+    for name in path:
+        value = getattr(value, name)
+    context = {"against": rule.against} if rule.against else {}
+    return InitErrorDetails(type=PydanticCustomError(rule.code, rule.message, context), loc=tuple(path), input=value)
+
+
+def by_name(*known: str) -> Discriminator:
+    """Choose a union's member by `name`, taking the first of the known ones where it is absent: `{"lr": 0.05}` is an SGD optimizer."""
     return Discriminator(
-        _tag_reader(key, default), custom_error_type="unknown_name", custom_error_message=f"{key} is not one of the known names"
+        _tag_reader(known[0]),
+        custom_error_type="unknown_name",
+        custom_error_message="must be one of: " + ", ".join(known),
+        custom_error_context={"tag": "name"},
     )
 
 
-def _tag_reader(key: str, default: str) -> Callable[[Any], str | None]:
+def _tag_reader(default: str) -> Callable[[Any], str | None]:
     def tag(value: Any) -> str | None:
-        found = value.get(key, default) if isinstance(value, dict) else getattr(value, key, None)
+        found = value.get("name", default) if isinstance(value, dict) else getattr(value, "name", None)
         return f"#{found}" if isinstance(found, str) else None
 
     return tag
@@ -62,18 +91,19 @@ class DataSpec(SpecModel):
 
     @model_validator(mode="after")
     def _fields_fit_the_data_set(self) -> Self:
-        if "." in (self.path or "").split("/") or ".." in (self.path or "").split("/"):
-            raise PydanticCustomError("invalid_path", "path must not contain . or .. as a folder name", {"field": "path"})
-        if self.dataset == CLASS_FOLDER and self.path is None:
-            raise PydanticCustomError("missing", "class_folder needs path: the folder below the data root", {"field": "path"})
-        if self.dataset != CLASS_FOLDER:
-            for field, ignored in (("path", self.path is not None), ("workers", self.workers != 0)):
-                if ignored:
-                    raise PydanticCustomError("would_be_ignored", f"{field} is for dataset class_folder only", {"field": field})
+        folders, in_folder = (self.path or "").split("/"), self.dataset == CLASS_FOLDER
+        broken = []
+        if "." in folders or ".." in folders:
+            broken.append(Broken("path", "invalid_path", "must not contain . or .. as a folder name"))
+        elif in_folder and self.path is None:
+            broken.append(Broken("path", "missing", "class_folder needs path: the folder below the data root"))
+        elif not in_folder and self.path is not None:
+            broken.append(Broken("path", "would_be_ignored", "is for dataset class_folder only"))
+        if not in_folder and self.workers != 0:
+            broken.append(Broken("workers", "would_be_ignored", "is for dataset class_folder only"))
         if self.download and self.dataset not in TORCHVISION_DATASETS:
-            raise PydanticCustomError(
-                "would_be_ignored", "download is for " + ", ".join(TORCHVISION_DATASETS) + " only", {"field": "download"}
-            )
+            broken.append(Broken("download", "would_be_ignored", "is for " + ", ".join(TORCHVISION_DATASETS) + " only"))
+        refuse(self, broken)
         return self
 
 
@@ -110,7 +140,7 @@ class SGDSpec(SpecModel):
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
         if self.nesterov and self.momentum == 0.0:
-            raise PydanticCustomError("conflict", "nesterov needs momentum > 0; set nesterov to false", {"field": "nesterov"})
+            refuse(self, [Broken("nesterov", "conflict", "needs momentum > 0; set nesterov to false")])
         return self
 
 
@@ -129,7 +159,7 @@ class AdamWSpec(SpecModel):
     """Decoupled weight decay."""
 
 
-OptimizerSpec = Annotated[Annotated[SGDSpec, Tag("#sgd")] | Annotated[AdamWSpec, Tag("#adamw")], by_name("name", "sgd")]
+OptimizerSpec = Annotated[Annotated[SGDSpec, Tag("#sgd")] | Annotated[AdamWSpec, Tag("#adamw")], by_name("sgd", "adamw")]
 
 
 class _Warmup(SpecModel):
@@ -153,7 +183,7 @@ class StepSpec(_Warmup):
     @model_validator(mode="after")
     def _milestones_rise(self) -> Self:
         if self.milestones is not None and any(b <= a for a, b in zip(self.milestones, self.milestones[1:], strict=False)):
-            raise PydanticCustomError("not_increasing", "milestones must rise strictly", {"field": "milestones"})
+            refuse(self, [Broken("milestones", "not_increasing", "must rise strictly")])
         return self
 
 
@@ -164,7 +194,7 @@ class ConstantSpec(_Warmup):
 
 ScheduleSpec = Annotated[
     Annotated[CosineSpec, Tag("#cosine")] | Annotated[StepSpec, Tag("#step")] | Annotated[ConstantSpec, Tag("#constant")],
-    by_name("name", "cosine"),
+    by_name("cosine", "step", "constant"),
 ]
 
 
@@ -218,14 +248,12 @@ class TrainSpec(SpecModel):
 
     @model_validator(mode="after")
     def _schedule_fits_the_epochs(self) -> Self:
+        below, broken = f"must be below epochs ({self.epochs})", []
         if self.warmup_epochs >= self.epochs:
-            raise PydanticCustomError(
-                "out_of_range", f"warmup_epochs must be below epochs ({self.epochs})", {"field": "schedule/warmup_epochs"}
-            )
+            broken.append(Broken("schedule/warmup_epochs", "out_of_range", below, against="/epochs"))
         if isinstance(self.schedule, StepSpec) and self.schedule.milestones is not None and self.schedule.milestones[-1] >= self.epochs:
-            raise PydanticCustomError(
-                "would_be_ignored", f"milestones must be below epochs ({self.epochs})", {"field": "schedule/milestones"}
-            )
+            broken.append(Broken("schedule/milestones", "would_be_ignored", below, against="/epochs"))
+        refuse(self, broken)
         return self
 
     @property

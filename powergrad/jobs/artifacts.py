@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import fsspec
@@ -58,11 +59,11 @@ class Artifacts:
         return shutil.disk_usage(here).free
 
     def delete(self, path: str) -> None:
-        """Free a file or a directory with all below it; it is no error if it is gone."""
-        try:
-            self._fs.rm(self._full(path), recursive=True)
-        except FileNotFoundError:
-            return
+        """Free a file or a directory with all below it; it is no error if it is gone, or if another deletes it at the same time."""
+        full = self._full(path)
+        while self._fs.lexists(full):
+            with suppress(FileNotFoundError):  # a part of it went under our hands: look again
+                self._fs.rm(full, recursive=True)
 
     def _full(self, path: str) -> str:
         parts = PurePosixPath(path).parts

@@ -8,9 +8,8 @@ from typing import Any
 
 from sqlalchemy import and_, delete, func, select, update
 
-from powergrad.jobs.states import OWNED
-from powergrad.jobs.store import Tx
-from powergrad.jobs.tables import catalogue, jobs, workers
+from powergrad.jobs.store import Tx, rfc3339
+from powergrad.jobs.tables import IS_OWNED, catalogue, jobs, workers
 
 ALIVE_S = 30.0  # a worker is alive while its heartbeat is younger
 FORGOTTEN_S = 24 * 3600.0
@@ -65,11 +64,9 @@ def capacity(tx: Tx) -> Capacity:
 
 def live_workers(tx: Tx) -> list[dict[str, Any]]:
     """The live workers as JSON, with the jobs each one runs."""
-    from powergrad.jobs.queries import rfc3339
-
     rows = tx.all(select(workers).where(_alive(tx)).order_by(workers.c.id))
     running: dict[str, list[str]] = {}
-    for row in tx.all(select(jobs.c.id, jobs.c.worker).where(jobs.c.state.in_(OWNED))):
+    for row in tx.all(select(jobs.c.id, jobs.c.worker).where(IS_OWNED)):
         running.setdefault(row.worker, []).append(row.id)
     return [
         {

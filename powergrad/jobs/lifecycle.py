@@ -17,16 +17,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, or_, select, update
 from ulid import ULID
 
 from powergrad import protocol
 from powergrad.jobs import metrics
-from powergrad.jobs.errors import Fenced, IdempotencyMismatch, IllegalMove, JobNotFound, VersionMismatch
-from powergrad.jobs.spec import JobSpec, default_name
-from powergrad.jobs.states import MOVES, OWNED, TERMINAL, End, JobState, Outcome, Reason, ReasonCode, next_move
+from powergrad.jobs.errors import Fenced, IdempotencyMismatch, IllegalMove, InvalidSpec, JobNotFound, VersionMismatch
+from powergrad.jobs.spec import JobSpec, default_name, violations_of
+from powergrad.jobs.states import MOVES, TERMINAL, End, JobState, Outcome, Reason, ReasonCode, next_move
 from powergrad.jobs.store import Tx
-from powergrad.jobs.tables import attempts, checkpoints, deletions, events, idempotency_keys, job_labels, jobs, metric_chunks
+from powergrad.jobs.tables import (
+    IS_OWNED,
+    IS_QUEUED,
+    attempts,
+    checkpoints,
+    deletions,
+    events,
+    idempotency_keys,
+    job_labels,
+    jobs,
+    metric_chunks,
+)
 
 LOCAL_OWNER = "local"
 LEASE_TTL_S = 30.0
@@ -68,7 +80,7 @@ def body_hash(body: Any) -> str:
 
 def submit(tx: Tx, new: Submission) -> Submitted:
     """Store a job, its first event and its idempotency key. Raises IdempotencyMismatch."""
-    job_id = f"job_{ULID()}"
+    job_id = f"job_{ULID.from_timestamp(tx.now_ms)}"  # the database's clock: ids sort as created_at does
     if new.idempotency_key is not None:
         earlier = _take_key(tx, new, job_id)
         if earlier is not None:
@@ -118,7 +130,9 @@ def _take_key(tx: Tx, new: Submission, job_id: str) -> str | None:
     if tx.one(statement.on_conflict_do_nothing().returning(idempotency_keys.c.job_id)) is not None:
         return None
     held = tx.one(select(idempotency_keys).where(idempotency_keys.c.owner == new.owner, idempotency_keys.c.key == new.idempotency_key))
-    if held is None or held.body_sha256 != new.body_sha256:
+    if held is None:
+        return _take_key(tx, new, job_id)  # it was let go while we waited for it
+    if held.body_sha256 != new.body_sha256:
         raise IdempotencyMismatch(new.idempotency_key or "")
     return str(held.job_id)
 
@@ -180,13 +194,20 @@ class RaisedLimits:
 
 
 def retry(tx: Tx, job_id: str, *, limits: RaisedLimits | None = None, owner: str = LOCAL_OWNER) -> JobState:
-    """Queue a failed or cancelled job again: it goes on from its last checkpoint, with a fresh count of failures."""
+    """Queue a failed or cancelled job again: it goes on from its last checkpoint, with a fresh count of failures.
+
+    Raises InvalidSpec for limits out of range.
+    """
     row = locked(tx, job_id, owner=owner)
     state = JobState(row.state)
     if state not in (JobState.FAILED, JobState.CANCELLED):
         raise IllegalMove("retry", state, "only a failed or cancelled job can go on")
     raised = {name: value for name, value in vars(limits or RaisedLimits()).items() if value is not None}
     spec = {**row.spec, "limits": {**row.spec["limits"], **raised}}
+    try:
+        JobSpec.model_validate(spec)
+    except ValidationError as error:
+        raise InvalidSpec(violations_of(error)) from error
     fresh = {
         "failures": 0,
         "reason": None,
@@ -294,8 +315,11 @@ class Claim:
 def claim(tx: Tx, offer: Offer) -> Claim | None:
     """Take the best runnable job that fits the offer, or None: highest priority, then the owner with the fewest running, then age."""
     for candidate in _candidates(tx, offer):
+        spec = _readable_spec(tx, candidate)
+        if spec is None:
+            continue
         gpus = offer.gpus if candidate.gpus is None else candidate.gpus
-        cpu_threads = candidate.resolved.get("cpu_threads") or candidate.spec["resources"]["cpu_threads"] or offer.cpu_threads
+        cpu_threads = candidate.resolved.get("cpu_threads") or spec.resources.cpu_threads or offer.cpu_threads
         resolved = {**candidate.resolved, "cpu_threads": cpu_threads, "gpus": gpus}
         values = {
             "state": JobState.RUNNING,
@@ -310,32 +334,62 @@ def claim(tx: Tx, offer: Offer) -> Claim | None:
             "gpus": gpus,
             "progress": {**candidate.progress, "phase": "starting", "eta_s": None, "images_per_s": None},
         }
-        where = and_(jobs.c.id == candidate.id, jobs.c.state == JobState.QUEUED, jobs.c.attempt == candidate.attempt)
+        # version: everything above was read before the row was ours, and the user may have changed it since
+        where = and_(jobs.c.id == candidate.id, jobs.c.state == JobState.QUEUED, jobs.c.version == candidate.version)
         happened: list[Event] = [
             ("claimed", {"attempt": candidate.attempt + 1, "worker": offer.worker, "device": offer.device}),
             _state_event(JobState.QUEUED, JobState.RUNNING, candidate.attempt + 1),
         ]
         if _write(tx, where, values, happened) is None:
             continue  # somebody else has it
-        return _claimed(tx, candidate, offer, gpus=gpus, cpu_threads=cpu_threads)
+        return _claimed(tx, candidate, offer, spec=spec, gpus=gpus, cpu_threads=cpu_threads)
     return None
 
 
+def _readable_spec(tx: Tx, candidate: Row[Any]) -> JobSpec | None:
+    """The stored spec; None when this release cannot read it (another one stored it): then the job fails, and holds up no other."""
+    try:
+        return JobSpec.model_validate(candidate.spec)
+    except ValidationError as error:
+        held = tx.one(_for_update(tx, select(jobs).where(jobs.c.id == candidate.id, jobs.c.version == candidate.version)))
+        if held is not None:
+            detail = f"this release cannot read the stored spec: {InvalidSpec(violations_of(error))}"
+            reason = Reason(ReasonCode.INTERNAL, detail, "Submit it again as a new job.", {}).as_json()
+            _move(tx, held, JobState.FAILED, {"reason": reason, "finished_at": tx.now_ms})
+        return None
+
+
 def _candidates(tx: Tx, offer: Offer) -> list[Row[Any]]:
-    fits = or_(jobs.c.gpus.is_(None), jobs.c.gpus <= offer.gpus)
-    due = or_(jobs.c.not_before.is_(None), jobs.c.not_before <= tx.now_ms)
-    query = select(jobs).where(jobs.c.state == JobState.QUEUED, due, fits)
-    rows = list(tx.all(query.order_by(jobs.c.priority.desc(), jobs.c.queued_at, jobs.c.id).limit(CLAIM_CANDIDATES)))
-    if len({row.owner for row in rows}) > 1:
-        running = {
-            row.owner: row.n
-            for row in tx.all(select(jobs.c.owner, func.count().label("n")).where(jobs.c.state.in_(OWNED)).group_by(jobs.c.owner))
-        }
+    owners = _waiting_owners(tx)
+    share = max(4, CLAIM_CANDIDATES // len(owners)) if owners else 0
+    best = select(jobs).where(_runnable(tx, gpus=offer.gpus)).order_by(jobs.c.priority.desc(), jobs.c.queued_at, jobs.c.id).limit(share)
+    rows = [row for owner in owners for row in tx.all(best.where(jobs.c.owner == owner))]
+    if len(owners) > 1:
+        held = select(jobs.c.owner, func.count().label("n")).where(IS_OWNED).group_by(jobs.c.owner)
+        running = {row.owner: row.n for row in tx.all(held)}
         rows.sort(key=lambda row: (-row.priority, running.get(row.owner, 0), row.queued_at, row.id))
     return rows
 
 
-def _claimed(tx: Tx, candidate: Row[Any], offer: Offer, *, gpus: int, cpu_threads: int) -> Claim:
+def _waiting_owners(tx: Tx) -> list[str]:
+    """Owners of queued jobs, one index look-up each: whoever queues a thousand jobs must not hide the others' few."""
+    owners: list[str] = []
+    while True:
+        beyond = select(func.min(jobs.c.owner)).where(IS_QUEUED, jobs.c.owner > (owners[-1] if owners else ""))
+        owner = tx.run(beyond).scalar_one()
+        if owner is None:
+            return owners
+        owners.append(owner)
+
+
+def _runnable(tx: Tx, *, gpus: int | None = None) -> ColumnElement[bool]:
+    """Queued and due, and, where `gpus` is given, fit for a slot with so many."""
+    due = or_(jobs.c.not_before.is_(None), jobs.c.not_before <= tx.now_ms)
+    fits = () if gpus is None else (or_(jobs.c.gpus.is_(None), jobs.c.gpus <= gpus),)
+    return and_(IS_QUEUED, due, *fits)
+
+
+def _claimed(tx: Tx, candidate: Row[Any], offer: Offer, *, spec: JobSpec, gpus: int, cpu_threads: int) -> Claim:
     run = Run(candidate.id, candidate.attempt + 1, offer.lease_ttl_s)
     tx.run(insert(attempts).values(job_id=run.job_id, number=run.attempt, worker=offer.worker, device=offer.device, started_at=tx.now_ms))
     stored = select(checkpoints).where(checkpoints.c.job_id == run.job_id, checkpoints.c.broken.is_(False))
@@ -345,7 +399,7 @@ def _claimed(tx: Tx, candidate: Row[Any], offer: Offer, *, gpus: int, cpu_thread
     ]
     return Claim(
         run=run,
-        spec=JobSpec.model_validate(candidate.spec),
+        spec=spec,
         gpus=gpus,
         cpu_threads=cpu_threads,
         precision=candidate.resolved.get("precision"),
@@ -356,9 +410,7 @@ def _claimed(tx: Tx, candidate: Row[Any], offer: Offer, *, gpus: int, cpu_thread
 
 def has_work(tx: Tx, *, gpus: int) -> bool:
     """Whether a queued job is due that a slot with so many GPUs could run."""
-    due = or_(jobs.c.not_before.is_(None), jobs.c.not_before <= tx.now_ms)
-    fits = or_(jobs.c.gpus.is_(None), jobs.c.gpus <= gpus)
-    return tx.one(select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, due, fits).limit(1)) is not None
+    return tx.one(select(jobs.c.id).where(_runnable(tx, gpus=gpus)).limit(1)) is not None
 
 
 def renew(tx: Tx, run: Run, *, trained_ms: int = 0) -> JobState:
@@ -366,7 +418,9 @@ def renew(tx: Tx, run: Run, *, trained_ms: int = 0) -> JobState:
 
     trained_ms: training time since the last call. A lapsed lease that nobody has taken is renewed (a laptop slept). Raises Fenced.
     """
-    values = {"lease_until": tx.now_ms + int(run.lease_ttl_s * 1000), "trained_ms": jobs.c.trained_ms + trained_ms}
+    values: dict[str, Any] = {"lease_until": tx.now_ms + int(run.lease_ttl_s * 1000)}
+    if trained_ms:  # what a user can see moves the revision
+        values |= {"trained_ms": jobs.c.trained_ms + trained_ms, "revision": jobs.c.revision + 1}
     row = tx.one(update(jobs).where(_owned(run)).values(**values).returning(jobs.c.state))
     if row is None:
         raise Fenced(run.job_id, run.attempt)
@@ -417,9 +471,9 @@ def prunable(tx: Tx, job_id: str) -> list[Row[Any]]:
         return []
     rows = tx.all(select(checkpoints).where(checkpoints.c.job_id == job_id).order_by(checkpoints.c.step.desc()))
     whole = [row for row in rows if not row.broken]
-    kept = {row.step for row in whole[: job.retention["keep_last"]]}
+    kept = {row.step for row in whole[: max(1, job.retention["keep_last"])]}
     ranked = sorted((row for row in whole if row.score is not None), key=lambda row: (-row.score, row.step))
-    kept |= {row.step for row in ranked[: job.retention["keep_best"]]}
+    kept |= {row.step for row in ranked[: max(1, job.retention["keep_best"])]}
     return [row for row in rows if row.step not in kept and not row.pinned and not (row.broken and not whole)]
 
 
@@ -484,7 +538,6 @@ class _Draft:
             steps = [step for series in self.points.values() for step, _ in series]
             metrics.append(tx, run.job_id, self.points)
             self.events.append(("metrics", {"attempt": run.attempt, "from_step": min(steps), "to_step": max(steps)}))
-            self.points = {}
 
     def _plan(self, tx: Tx, run: Run, plan: protocol.Plan) -> None:
         self.events.append(("plan", {**plan.model_dump(exclude={"type"}), "attempt": run.attempt}))
@@ -511,11 +564,8 @@ class _Draft:
         """Cut history back to the step gone on from: what lies after it belongs to a past that did not last."""
         metrics.truncate(tx, run.job_id, plan.resumed_step)
         tx.run(update(checkpoints).where(checkpoints.c.job_id == run.job_id, checkpoints.c.step > plan.resumed_step).values(broken=True))
-        self.latest = {}
-        for name in metrics.names(tx, run.job_id):
-            series = metrics.read(tx, run.job_id, name)
-            if series.values:
-                self.latest[name] = series.values[-1]
+        self.latest = metrics.latest(tx, run.job_id)
+        self.best = _held_out(self.best)  # a test score is told again at the end
         if self.best_step is not None and self.best_step > plan.resumed_step:
             self._find_best(tx, run)
         self.events.append(("resumed", {"attempt": run.attempt, "from_step": plan.resumed_step, "checkpoint": plan.resumed_from}))
@@ -586,39 +636,37 @@ class Swept:
 
 def sweep(tx: Tx) -> Swept:
     """Move on the jobs whose lease has passed, end cancels whose worker is silent. Safe to run any number of times at once."""
-    lapsed = jobs.c.lease_until < tx.now_ms
-    unheard = and_(jobs.c.state == JobState.CANCELLING, jobs.c.cancel_requested_at < tx.now_ms - int(CANCEL_GRACE_S * 1000))
+    overdue = _overdue(tx)
     moved = []
-    for found in tx.all(select(jobs.c.id).where(jobs.c.state.in_(OWNED), or_(lapsed, unheard))):
-        row = tx.one(_for_update(tx, select(jobs).where(jobs.c.id == found.id, jobs.c.state.in_(OWNED), or_(lapsed, unheard))))
+    # by id: two sweepers that locked the same jobs in different orders would wait for each other
+    for found in tx.all(select(jobs.c.id).where(overdue).order_by(jobs.c.id)):
+        row = tx.one(_for_update(tx, select(jobs).where(jobs.c.id == found.id, overdue)))
         if row is not None:
             moved.append((row.id, _end_attempt(tx, row, End(Outcome.LOST, _worker_lost(row)))))
-    tx.run(delete(idempotency_keys).where(idempotency_keys.c.created_at < tx.now_ms - int(IDEMPOTENCY_TTL_S * 1000)))
-    due = or_(jobs.c.not_before.is_(None), jobs.c.not_before <= tx.now_ms)
-    runnable = len(tx.all(select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, due).limit(CLAIM_CANDIDATES)))
+    tx.run(delete(idempotency_keys).where(_expired(tx)))
+    runnable = len(tx.all(select(jobs.c.id).where(_runnable(tx)).limit(CLAIM_CANDIDATES)))
     debts = [row.path for row in tx.all(select(deletions.c.path).limit(100))]
     return Swept(moved, runnable, debts)
 
 
-def expire_worker(tx: Tx, worker: str) -> list[str]:
-    """End the leases of a worker that is known to be dead, so that the next sweep moves its jobs on; their ids."""
-    held = and_(jobs.c.worker == worker, jobs.c.state.in_(OWNED))
-    return [row.id for row in tx.all(update(jobs).where(held).values(lease_until=0).returning(jobs.c.id))]
-
-
 def needs_sweep(tx: Tx) -> bool:
-    """Whether `sweep` would move a job: a look that takes no write lock."""
+    """Whether `sweep` would find something to do: a look that takes no write lock."""
+    looks = (
+        select(jobs.c.id).where(_overdue(tx)),
+        select(idempotency_keys.c.key).where(_expired(tx)),
+        select(deletions.c.path),
+    )
+    return any(tx.one(look.limit(1)) is not None for look in looks)
+
+
+def _overdue(tx: Tx) -> ColumnElement[bool]:
     lapsed = jobs.c.lease_until < tx.now_ms
     unheard = and_(jobs.c.state == JobState.CANCELLING, jobs.c.cancel_requested_at < tx.now_ms - int(CANCEL_GRACE_S * 1000))
-    stale_key = tx.one(
-        select(idempotency_keys.c.key).where(idempotency_keys.c.created_at < tx.now_ms - int(IDEMPOTENCY_TTL_S * 1000)).limit(1)
-    )
-    debt = tx.one(select(deletions.c.path).limit(1))
-    return (
-        debt is not None
-        or stale_key is not None
-        or tx.one(select(jobs.c.id).where(jobs.c.state.in_(OWNED), or_(lapsed, unheard)).limit(1)) is not None
-    )
+    return and_(IS_OWNED, or_(lapsed, unheard))
+
+
+def _expired(tx: Tx) -> ColumnElement[bool]:
+    return idempotency_keys.c.created_at < tx.now_ms - int(IDEMPOTENCY_TTL_S * 1000)
 
 
 def _worker_lost(row: Row[Any]) -> Reason:
@@ -647,7 +695,7 @@ def _for_update(tx: Tx, query: Any) -> Any:
 
 
 def _owned(run: Run) -> ColumnElement[bool]:
-    return and_(jobs.c.id == run.job_id, jobs.c.attempt == run.attempt, jobs.c.state.in_(OWNED))
+    return and_(jobs.c.id == run.job_id, jobs.c.attempt == run.attempt, IS_OWNED)
 
 
 def _end_attempt(tx: Tx, row: Row[Any], end: End, *, trained_ms: int = 0) -> JobState:

@@ -39,10 +39,18 @@ def append(tx: Tx, job_id: str, points: dict[str, list[Point]]) -> None:
     """Add points to series by name; steps must rise, and points at or before a series' last step are dropped (they came twice)."""
     for name, new in points.items():
         tail = _tail(tx, job_id, name, 0)
-        last = -1 if tail is None else tail.last_step
-        fresh = [point for point in new if point[0] > last]
+        fresh = _rising(new, -1 if tail is None else tail.last_step)
         if fresh:
             _append_level(tx, job_id, name, 0, fresh)
+
+
+def _rising(points: Iterable[Point], last: int) -> list[Point]:
+    fresh = []
+    for step, value in points:
+        if step > last:
+            fresh.append((step, value if math.isfinite(value) else math.nan))
+            last = step
+    return fresh
 
 
 def truncate(tx: Tx, job_id: str, step: int) -> None:
@@ -68,17 +76,26 @@ def read(tx: Tx, job_id: str, name: str, *, points: int | None = None, after: in
         chosen = _points(tx, job_id, name, 0, after)
     else:
         chosen = reduce_to(_fewest(tx, job_id, name, points=points, after=after), points)
-    return Series(name, total, [step for step, _ in chosen], [None if math.isnan(value) else value for _, value in chosen])
+    return Series(name, total, [step for step, _ in chosen], [_finite(value) for _, value in chosen])
+
+
+def latest(tx: Tx, job_id: str) -> dict[str, float | None]:
+    """The last value of every series."""
+    return {name: _finite(_unpack(_tail(tx, job_id, name, 0).points)[-1][1]) for name in names(tx, job_id)}
 
 
 def values_at(tx: Tx, job_id: str, step: int) -> dict[str, float | None]:
     """The value of every series that has a point at exactly `step`."""
     found: dict[str, float | None] = {}
     for name in names(tx, job_id):
-        at_step = [value for at, value in _points(tx, job_id, name, 0, step - 1, up_to=step) if at == step]
-        if at_step:
-            found[name] = None if math.isnan(at_step[0]) else at_step[0]
+        head = _head_points(tx, job_id, name, 0, step - 1)
+        if head and head[0][0] == step:
+            found[name] = _finite(head[0][1])
     return found
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def reduce_to(points: Sequence[Point], limit: int) -> list[Point]:
@@ -161,11 +178,11 @@ def _total(tx: Tx, job_id: str, name: str) -> int:
     return int(tx.run(query).scalar_one())
 
 
-def _points(tx: Tx, job_id: str, name: str, level: int, after: int, *, up_to: int | None = None) -> list[Point]:
+def _points(tx: Tx, job_id: str, name: str, level: int, after: int) -> list[Point]:
     query = select(metric_chunks.c.points).where(
         metric_chunks.c.job_id == job_id, metric_chunks.c.name == name, metric_chunks.c.level == level, metric_chunks.c.last_step > after
     )
-    rows = tx.all(query.order_by(metric_chunks.c.ordinal).limit(1 if up_to is not None else None))
+    rows = tx.all(query.order_by(metric_chunks.c.ordinal))
     return [point for row in rows for point in _unpack(row.points) if point[0] > after]
 
 
@@ -178,7 +195,7 @@ def _count_up_to(tx: Tx, job_id: str, name: str, step: int) -> int:
 
 
 def _fewest(tx: Tx, job_id: str, name: str, *, points: int, after: int) -> list[Point]:
-    """The coarsest level that still has `points` points after `after`, completed at its end by finer ones."""
+    """The coarsest level that still has `points` points after `after`, completed at both ends by finer ones."""
     level = 0
     here = and_(metric_chunks.c.job_id == job_id, metric_chunks.c.name == name, metric_chunks.c.last_step > after)
     counts = {
@@ -188,13 +205,23 @@ def _fewest(tx: Tx, job_id: str, name: str, *, points: int, after: int) -> list[
     while counts.get(level + 1, 0) >= max(points, 4) + CHUNK:  # the first chunk may lie partly before `after`
         level += 1
     found = _points(tx, job_id, name, level, after)
-    for finer in range(level - 1, -1, -1):
-        # a block's pair need not reach the block's end: overlap is harmless, extremes are kept
-        found = _merge(found, _tail_points(tx, job_id, name, finer, after))
-    if level and found:
-        first = _points(tx, job_id, name, 0, after, up_to=after + 1)
-        found = _merge(first[:1], found)
+    for finer in range(level):
+        # of the block that `after` cuts and of the one still open the coarser level knows too little; overlap is harmless
+        ends = _head_points(tx, job_id, name, finer, after) + _tail_points(tx, job_id, name, finer, after)
+        found = _merge(found, ends)
     return found
+
+
+def _head_points(tx: Tx, job_id: str, name: str, level: int, after: int) -> list[Point]:
+    """The points with step > `after` of the first block that has any."""
+    here = and_(metric_chunks.c.job_id == job_id, metric_chunks.c.name == name, metric_chunks.c.level == level)
+    query = select(metric_chunks.c.points).where(here, metric_chunks.c.last_step > after)
+    chunk = tx.one(query.order_by(metric_chunks.c.ordinal).limit(1))
+    if chunk is None:
+        return []
+    points = _unpack(chunk.points)
+    first = next(i for i, (step, _) in enumerate(points) if step > after)
+    return points[first : (first // BLOCK + 1) * BLOCK]
 
 
 def _tail_points(tx: Tx, job_id: str, name: str, level: int, after: int) -> list[Point]:

@@ -5,9 +5,11 @@ Pages are keyed by the last row seen, so their cost does not grow with the numbe
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select
@@ -16,9 +18,10 @@ from powergrad.jobs import fleet
 from powergrad.jobs.errors import CheckpointNotFound, JobNotFound
 from powergrad.jobs.lifecycle import LOCAL_OWNER, checkpoint_id
 from powergrad.jobs.states import JobState
-from powergrad.jobs.store import Tx
-from powergrad.jobs.tables import attempts, checkpoints, events, job_labels, jobs
+from powergrad.jobs.store import Tx, rfc3339
+from powergrad.jobs.tables import IS_QUEUED, attempts, checkpoints, events, job_labels, jobs
 
+SORT = re.compile(r"(?P<falling>-?)metrics\.(?P<name>[A-Za-z0-9_]{1,64})")
 MAX_POSITION = 1000  # counted no further: "1000" then means "at least"
 
 
@@ -53,17 +56,21 @@ def get(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> dict[str, Any]:
 
 
 def etag(job: dict[str, Any]) -> str:
-    """Changes whenever anything that the job's JSON shows changes, progress and queue position included."""
-    waits = "" if job["state"] != JobState.QUEUED else f"-{job['queue']['position']}-{len(job['queue']['waiting_for'] or '')}"
-    return f'"{job["version"]}-{job["revision"]}{waits}"'
+    """Changes exactly when the job's JSON does, progress, attempts and queue position included."""
+    shown = json.dumps(job, sort_keys=True, separators=(",", ":")).encode()
+    return f'"{job["version"]}-{hashlib.sha256(shown).hexdigest()[:20]}"'
 
 
 def page(tx: Tx, wanted: Filter, *, limit: int, after: str | None = None, sort: str | None = None) -> Page:
-    """Jobs, newest first, or by `sort` (`-metrics.val_top1`: best value first). after: id of the last job seen. Raises JobNotFound for it."""
+    """Jobs, newest first, or by `sort` (`-metrics.val_top1`: highest best value first; without `-` lowest first).
+
+    after: id of the last job seen. Raises ValueError for a sort it does not know, and, when sorting, JobNotFound for `after`.
+    """
     query = select(jobs).where(*_conditions(wanted))
-    query = _sorted(tx, query, sort, after) if sort else query.order_by(jobs.c.id.desc())
-    if after is not None and not sort:
-        query = query.where(jobs.c.id < after)
+    if sort:
+        query = _sorted(tx, query, sort, after=after, owner=wanted.owner)
+    else:
+        query = query.where(*() if after is None else (jobs.c.id < after,)).order_by(jobs.c.id.desc())
     rows = list(tx.all(query.limit(limit + 1)))
     shown = rows[:limit]
     made: dict[str, list[Row[Any]]] = {}
@@ -90,13 +97,15 @@ def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
     return conditions
 
 
-def _sorted(tx: Tx, query: Select[Any], sort: str, after: str | None) -> Select[Any]:
+def _sorted(tx: Tx, query: Select[Any], sort: str, *, after: str | None, owner: str) -> Select[Any]:
     """By a best metric, jobs without it last; ties by id. The keyset is (value, id) of the last job seen."""
-    name = sort.lstrip("-").removeprefix("metrics.")
-    value = jobs.c.best[name].as_float()
-    falling = sort.startswith("-")
+    parts = SORT.fullmatch(sort)
+    if parts is None:
+        raise ValueError(f"sort={sort[:64]!r}: must be metrics.NAME or -metrics.NAME, like -metrics.val_top1")
+    value = jobs.c.best[parts["name"]].as_float()
+    falling = bool(parts["falling"])
     if after is not None:
-        last = tx.one(select(value.label("value")).where(jobs.c.id == after))
+        last = tx.one(select(value.label("value")).where(jobs.c.id == after, jobs.c.owner == owner))
         if last is None:
             raise JobNotFound(after)
         same = and_(value.is_(None) if last.value is None else value == last.value, jobs.c.id < after)
@@ -173,7 +182,7 @@ def _position(tx: Tx, row: Row[Any]) -> int | None:
             or_(jobs.c.queued_at < row.queued_at, and_(jobs.c.queued_at == row.queued_at, jobs.c.id < row.id)),
         ),
     )
-    ahead = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, sooner).limit(MAX_POSITION - 1).subquery()
+    ahead = select(jobs.c.id).where(IS_QUEUED, sooner).limit(MAX_POSITION - 1).subquery()
     return int(tx.run(select(func.count()).select_from(ahead)).scalar_one()) + 1
 
 
@@ -260,10 +269,3 @@ def attempt_numbers(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> list[in
     """Numbers of the attempts made, oldest first. Raises JobNotFound."""
     exists(tx, job_id, owner=owner)
     return [row.number for row in tx.all(select(attempts.c.number).where(attempts.c.job_id == job_id).order_by(attempts.c.number))]
-
-
-def rfc3339(at_ms: int | None) -> str | None:
-    """`2026-11-23T09:10:32.120Z`."""
-    if at_ms is None:
-        return None
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import reprlib
 from collections.abc import Collection
 from typing import Annotated, Any
@@ -115,7 +116,9 @@ def _validated(body: Any) -> tuple[JobSpec | None, list[Violation]]:
         except ValidationError as error:
             told = {violation.pointer for violation in found}
             # a default that stands in for a wrong field is nothing to hold other fields to
-            found += [_violation(dict(item)) for item in _items(error) if _against(item) not in told and _pointer(dict(item)) not in told]
+            found += [
+                _violation(item) for item in _items(error) if _context(item).get("against") not in told and _pointer(item) not in told
+            ]
             wrong = error
     return None, found
 
@@ -124,8 +127,8 @@ def _items(error: ValidationError) -> list[dict[str, Any]]:
     return [dict(item) for item in error.errors(include_url=False)]
 
 
-def _against(item: dict[str, Any]) -> str | None:
-    return (item.get("ctx") or {}).get("against")
+def _context(item: dict[str, Any]) -> dict[str, Any]:
+    return item.get("ctx") or {}
 
 
 def _without(body: Any, error: ValidationError) -> dict[str, Any] | None:
@@ -134,9 +137,9 @@ def _without(body: Any, error: ValidationError) -> dict[str, Any] | None:
         return None
     rest = {key: dict(value) if isinstance(value, dict) else value for key, value in body.items()}
     for item in _items(error):
-        path = _path(item)
+        path = [part for part in _path(item)[:2] if isinstance(part, str)]
         section = rest.get(path[0]) if path else None
-        if len(path) > 1 and isinstance(section, dict):
+        if len(path) > 1 and isinstance(section, dict) and "tag" not in _context(item):  # of an unknown kind no field is known
             section.pop(path[1], None)
         elif path:
             rest.pop(path[0], None)
@@ -155,29 +158,30 @@ def violations_of(error: ValidationError) -> list[Violation]:
 
 
 def _violation(item: dict[str, Any]) -> Violation:
-    context: dict[str, Any] = item.get("ctx") or {}
-    kind, value, message = item["type"], item.get("input"), str(item["msg"])
+    context = _context(item)
+    value: Any = item.get("input")
+    kind, message = item["type"], str(item["msg"])
     if "tag" in context and not isinstance(value, dict):
         kind, message = "dict_type", "must be an object"
     elif "tag" in context:
         value = value[context["tag"]]
     elif kind == "missing":
         value = None
+    elif kind == "literal_error" and context["expected"] == "False":
+        kind = "none_required"  # both spell a field of a later release
     code = _CODES.get(kind, "wrong_type" if kind.endswith(("_type", "_parsing")) else kind)
-    if kind == "literal_error" and context["expected"] == "False":
-        code, message = "not_available", _NOT_AVAILABLE
     return Violation(_pointer(item), code, _detail(kind, context, message), _presentable(value))
 
 
 def _path(item: dict[str, Any]) -> list[str | int]:
     """Where in the JSON an error lies: pydantic's location less its own remarks."""
     path = list(item["loc"])
-    if len(path) > 1 and path[0] in _UNIONS:
+    if len(path) > 1 and path[0] in _UNIONS and str(path[1]).startswith("#"):
         del path[1]  # the union's member
     if len(path) == 3 and path[0] == "labels":
         del path[2]  # "[key]"
-    if "tag" in (item.get("ctx") or {}) and isinstance(item.get("input"), dict):
-        path.append(item["ctx"]["tag"])
+    if "tag" in _context(item) and isinstance(item.get("input"), dict):
+        path.append(_context(item)["tag"])
     return path
 
 
@@ -188,13 +192,13 @@ def _pointer(item: dict[str, Any]) -> str:
 def _detail(kind: str, context: dict[str, Any], message: str) -> str:
     match kind:
         case "greater_than_equal":
-            return f"must be at least {context['ge']:g}"
+            return f"must be at least {context['ge']}"
         case "greater_than":
-            return f"must be greater than {context['gt']:g}"
+            return f"must be greater than {context['gt']}"
         case "less_than_equal":
-            return f"must be at most {context['le']:g}"
+            return f"must be at most {context['le']}"
         case "less_than":
-            return f"must be less than {context['lt']:g}"
+            return f"must be less than {context['lt']}"
         case "extra_forbidden":
             return "no such field"
         case "missing":
@@ -205,6 +209,10 @@ def _detail(kind: str, context: dict[str, Any], message: str) -> str:
             return f"must be {context['expected']}"
         case "string_pattern_mismatch":
             return f"must match {context['pattern']}"
+        case "string_unicode":
+            return "must be text without lone surrogates"
+        case "model_type" | "dict_type":
+            return "must be an object"
         case "none_required":
             return "is not available in this release: leave it out"
         case _:
@@ -216,13 +224,15 @@ def _presentable(value: Any) -> Any:
     if isinstance(value, bool | None) or (isinstance(value, int) and abs(value) < 2**63):
         return value
     if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else str(value)
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= 200 else text[:200] + "…"
+        return value if math.isfinite(value) else str(value)
+    text = _printable(value) if isinstance(value, str) else reprlib.repr(value)  # reprlib: neither deep nor long
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
+def _printable(text: str) -> str:
+    return text.encode(errors="replace").decode()  # lone surrogates cannot be sent
 
 
 def _did_you_mean(name: str, known: Collection[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name[:64], known, n=1)
     return f"unknown name {name[:64]!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known)[:20])}")

@@ -134,6 +134,8 @@ def next_move(state: JobState, end: End, *, failures: int, max_attempts: int) ->
     assert end.reason is not None, "a failed attempt has a reason"
     rule = RETRY[end.reason.code]
     failures += rule.costs
+    if state is S.PAUSING and end.outcome is Outcome.LOST:
+        return NextMove(S.PAUSED, failures)  # the pause was asked for before the worker was lost
     if not rule.retried or failures >= max_attempts:
         return NextMove(S.FAILED, failures, keeps_reason=True)
     if state is S.PAUSING:

@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, CursorResult, Engine, Row, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.sql import Executable
 
@@ -82,13 +83,18 @@ class Store:
         self.engine.dispose()
 
 
+def rfc3339(at_ms: int | None) -> str | None:
+    """`2026-11-23T09:10:32.120Z`."""
+    if at_ms is None:
+        return None
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def is_unavailable(error: BaseException) -> bool:
     """True for errors that say the database is away, busy or has dropped the connection: worth trying again later."""
-    if isinstance(error, PoolTimeout):
+    if isinstance(error, PoolTimeout | OperationalError | InterfaceError):
         return True
-    return isinstance(error, DBAPIError) and (
-        error.connection_invalidated or type(error).__name__ in {"OperationalError", "InterfaceError"}
-    )
+    return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 def _engine(url: str, *, is_sqlite: bool, pool_size: int) -> Engine:
@@ -118,4 +124,20 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _dumps(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """JSON that both databases hold: PostgreSQL takes no NUL, UTF-8 no lone surrogate, and a trainer's log may bring either."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    if "\\u0000" in text:
+        text = json.dumps(_without_nul(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="replace").decode()
+
+
+def _without_nul(value: Any) -> Any:
+    match value:
+        case str():
+            return value.replace("\0", "\ufffd")
+        case dict():
+            return {_without_nul(key): _without_nul(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_without_nul(item) for item in value]
+        case _:
+            return value

@@ -33,14 +33,22 @@ def sweep_once(store: Store, artifacts: Artifacts, ring: Callable[[], None]) -> 
     with store.write() as tx:
         swept = lifecycle.sweep(tx)
     for path in swept.debts:
-        artifacts.delete(path)
-        with store.write() as tx:
-            lifecycle.freed(tx, path)
+        _free(store, artifacts, path)
     for job_id, state in swept.moved:
         log.warning("lease lapsed", job=job_id, state=state.value)
     if swept.runnable:
         ring()
     return swept
+
+
+def _free(store: Store, artifacts: Artifacts, path: str) -> None:
+    try:
+        artifacts.delete(path)
+    except OSError as error:
+        log.warning("files not freed yet", path=path, error=str(error))  # and one that stays so must not hold up the others
+        return
+    with store.write() as tx:
+        lifecycle.freed(tx, path)
 
 
 @dataclass
@@ -67,9 +75,7 @@ class Sweeper:
         while not self._stop.wait(self.interval_s):
             try:
                 sweep_once(self.store, self.artifacts, self.ring)
-            except OSError as error:
-                log.warning("sweep: files busy", error=str(error))
-            except Exception as error:  # noqa: BLE001 - the sweeper outlives its rounds
+            except Exception as error:  # the sweeper outlives its rounds
                 if is_unavailable(error):
                     log.warning("sweep: database away", error=str(error).splitlines()[0])
                 else:

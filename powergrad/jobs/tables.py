@@ -5,12 +5,33 @@ The migrations in `migrations/` make them; a test holds the two against each oth
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, BigInteger, Boolean, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    literal_column,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
+
+from powergrad.jobs.states import OWNED, JobState
 
 metadata = MetaData(naming_convention={"ix": "ix_%(column_0_label)s", "pk": "pk_%(table_name)s"})
 
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+_QUEUED = text(f"state = '{JobState.QUEUED}'")
+_OWNED = text("state IN (" + ", ".join(f"'{state}'" for state in JobState if state in OWNED) + ")")
 
 jobs = Table(
     "jobs",
@@ -47,23 +68,17 @@ jobs = Table(
     Column("queued_at", BigInteger, nullable=False),
     Column("started_at", BigInteger),
     Column("finished_at", BigInteger),
-    Index(
-        "ix_jobs_queue",
-        text("priority DESC"),
-        "queued_at",
-        "id",
-        sqlite_where=text("state = 'queued'"),
-        postgresql_where=text("state = 'queued'"),
-    ),
-    Index(
-        "ix_jobs_lease",
-        "lease_until",
-        sqlite_where=text("state IN ('running', 'pausing', 'cancelling')"),
-        postgresql_where=text("state IN ('running', 'pausing', 'cancelling')"),
-    ),
-    Index("ix_jobs_state", "state", "id"),
+    Index("ix_jobs_queue", text("priority DESC"), "queued_at", "id", sqlite_where=_QUEUED, postgresql_where=_QUEUED),
+    Index("ix_jobs_owner_queue", "owner", text("priority DESC"), "queued_at", "id", sqlite_where=_QUEUED, postgresql_where=_QUEUED),
+    Index("ix_jobs_lease", "lease_until", sqlite_where=_OWNED, postgresql_where=_OWNED),
+    Index("ix_jobs_owner", "owner", "id"),
+    Index("ix_jobs_owner_state", "owner", "state", "id"),
     Index("ix_jobs_experiment", "experiment", "id"),
 )
+
+# spelled out, not bound: a planner uses a partial index only where it can see that the condition is the index's own
+IS_QUEUED: ColumnElement[bool] = jobs.c.state == literal_column(f"'{JobState.QUEUED}'")
+IS_OWNED: ColumnElement[bool] = jobs.c.state.in_([literal_column(f"'{state}'") for state in JobState if state in OWNED])
 
 job_labels = Table(
     "job_labels",

@@ -138,7 +138,15 @@ def upgrade() -> None:
         sqlite_where=sa.text("state = 'queued'"),
         postgresql_where=sa.text("state = 'queued'"),
     )
-    op.create_index("ix_jobs_state", "jobs", ["state", "id"])
+    op.create_index("ix_jobs_owner", "jobs", ["owner", "id"])
+    op.create_index("ix_jobs_owner_state", "jobs", ["owner", "state", "id"])
+    op.create_index(
+        "ix_jobs_owner_queue",
+        "jobs",
+        ["owner", sa.text("priority DESC"), "queued_at", "id"],
+        sqlite_where=sa.text("state = 'queued'"),
+        postgresql_where=sa.text("state = 'queued'"),
+    )
 
     op.create_table(
         "metric_chunks",
