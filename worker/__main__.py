@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Any
 
 import setproctitle
 import structlog
 from celery import signals
+from celery.platforms import SecurityWarning
 from pydantic import ValidationError
 
 from powergrad.jobs import logs, migrate
@@ -51,9 +53,11 @@ def main() -> int:
     def _title(**_: Any) -> None:
         setproctitle.setproctitle(TITLE)
 
+    # Celery warns root about pickle, which this app does not accept; in a container of its own a user may well be root
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     arguments = ["--pool=threads", f"--concurrency={len(service.slots.slots)}", f"--hostname={service.id}", "--loglevel=WARNING"]
     try:
-        queue.app.worker_main(["worker", *arguments, "--without-gossip", "--without-mingle", "--without-heartbeat"])
+        queue.app.worker_main(["--quiet", "worker", *arguments, "--without-gossip", "--without-mingle", "--without-heartbeat"])
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     finally:
