@@ -21,6 +21,7 @@ from rich.markup import escape
 
 from powergrad.cli import console, specfile
 from powergrad.cli.console import Code, Finish, Problem
+from powergrad.cli.up import default_data_dir
 from powergrad.cli.watch import Board, LineWriter, Row
 
 if TYPE_CHECKING:
@@ -42,14 +43,16 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a field: loss.alpha=0.3. Repeatable.")
     ] = None,
-    data_root: Annotated[Path, typer.Option("--data-root", help="Where data sets lie.")] = Path("data"),
+    data_root: Annotated[
+        Path | None, typer.Option("--data-root", help="Where data sets lie.", show_default="~/.powergrad/datasets")
+    ] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu or cuda:0.", show_default="cuda:0 where there is one")] = None,
 ) -> None:
     """Train here and now, without a server. Ctrl-C writes a checkpoint; the same command goes on from it, with the same result."""
     spec = _checked(specfile.changed(specfile.read(file), settings or []))
     with _locked(run_dir):
         console.say("[dim]Loading torch …[/]")
-        config = _config(spec, run_dir.absolute(), data_root.absolute(), device)
+        config = _config(spec, run_dir.absolute(), (data_root or default_data_dir() / "datasets").absolute(), device)
         _finish(_run(config), config)
 
 

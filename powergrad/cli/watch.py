@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -114,14 +115,14 @@ def cells(row: Row) -> list[str]:
 
 
 class LineWriter:
-    """The same for a file or a pipe: a line when the state or the whole epoch changes."""
+    """The same for a file or a pipe: a line when the state changes, and one in each epoch, when the last one's score is known."""
 
     def __init__(self, target: Console) -> None:
         self._target = target
         self._said: dict[str, tuple[str, int]] = {}
 
     def put(self, row: Row) -> None:
-        mark = (row.state, int(row.epoch or 0))
+        mark = (row.state, math.ceil(row.epoch or 0.0))
         if self._said.get(row.key) == mark:
             return
         self._said[row.key] = mark
