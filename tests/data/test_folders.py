@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 import struct
+import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -113,6 +118,35 @@ def test_a_broken_image_is_named(workers: int, resident: bool, tmp_path: Path) -
         data = opened(tmp_path, workers=workers, resident=resident)
         epoch_of(data)
         list(data.held_out_batches(data.val, batch_size=4))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+def test_loader_workers_die_with_a_killed_trainer(tmp_path: Path) -> None:
+    class_folder(tmp_path / "pets")
+    told, tell = os.pipe()
+    trainer = os.fork()
+    if trainer == 0:
+        batches = opened(tmp_path, workers=2, resident=False).train_batches(epoch=0, batch_size=5)
+        next(batches)
+        os.write(tell, Path(f"/proc/self/task/{os.getpid()}/children").read_bytes())
+        signal.pause()
+        os._exit(1)
+    workers = [int(pid) for pid in os.read(told, 1000).split()]
+    assert len(workers) == 2
+    os.kill(trainer, signal.SIGKILL)
+    os.waitpid(trainer, 0)
+    deadline = time.monotonic() + 30
+    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
+        select.select([], [], [], 0.01)
+    assert not any(alive(pid) for pid in workers)
+
+
+def alive(pid: int) -> bool:
+    """Not gone, and not merely waiting to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def png_header(width: int, height: int) -> bytes:
