@@ -649,6 +649,12 @@ def sweep(tx: Tx) -> Swept:
     return Swept(moved, runnable, debts)
 
 
+def expire_worker(tx: Tx, worker: str) -> list[str]:
+    """End the leases of a worker that is known to be dead, so that the next sweep moves its jobs on; their ids."""
+    held = and_(jobs.c.worker == worker, IS_OWNED)
+    return [row.id for row in tx.all(update(jobs).where(held).values(lease_until=0).returning(jobs.c.id))]
+
+
 def needs_sweep(tx: Tx) -> bool:
     """Whether `sweep` would find something to do: a look that takes no write lock."""
     looks = (

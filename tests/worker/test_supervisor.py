@@ -1,0 +1,209 @@
+"""Attempts supervised for real: trainers are killed, stopped, told to stop, and the job always ends as it must."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from powergrad.jobs import lifecycle, queries
+from tests.worker.conftest import Place, until
+
+
+def trainer_of(job_id: str) -> psutil.Process:
+    """The trainer's process, by the title `ps` shows."""
+
+    def find() -> psutil.Process | None:
+        for process in psutil.process_iter(["cmdline"]):
+            if process.info["cmdline"] and process.info["cmdline"][0] == f"powergrad: trainer {job_id}":
+                return process
+        return None
+
+    found = until(find)
+    assert isinstance(found, psutil.Process)
+    return found
+
+
+def log_of(place: Place, job_id: str, attempt: int) -> str:
+    return (place.service.settings.data_dir / "jobs" / job_id / "logs" / f"a{attempt}.log").read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place: Place) -> str:
+    """sha256 of the weights of a run that nothing happened to."""
+    job_id = place.submit()
+    job = place.until_state(job_id, "succeeded", "failed")
+    assert job["state"] == "succeeded", job["reason"]
+    return place.weights_sha256(job_id)
+
+
+def test_a_job_is_trained_to_its_end(place: Place, undisturbed: str) -> None:
+    job_id = place.submit()
+    job = place.until_state(job_id, "succeeded", "failed")
+    assert job["state"] == "succeeded"
+    assert job["progress"]["fraction"] == 1.0
+    assert job["attempts"][0]["outcome"] == "succeeded"
+    assert {"train_loss", "val_loss", "val_top1", "lr", "images_per_s"} <= set(job["metrics"]["latest"])
+    assert place.weights_sha256(job_id) == undisturbed
+
+
+def test_a_killed_trainer_is_followed_by_one_that_ends_with_the_same_bits(place: Place, undisturbed: str) -> None:
+    job_id = place.submit()
+    place.until(lambda: place.events(job_id, "checkpoint"))
+    trainer_of(job_id).kill()
+    job = place.until_state(job_id, "succeeded", "failed")
+    assert job["state"] == "succeeded"
+    assert job["attempt"] == 2
+    assert job["failures"] == 1
+    assert job["attempts"][0]["reason"]["code"] == "crashed"
+    assert job["attempts"][0]["reason"]["evidence"]["signal"] == "SIGKILL"
+    assert job["attempts"][1]["resumed_from"] is not None
+    assert place.weights_sha256(job_id) == undisturbed
+
+
+def test_pause_and_resume_cost_no_failure_and_no_bit(place: Place, undisturbed: str) -> None:
+    job_id = place.submit()
+    place.until_step(job_id, 3)
+    with place.store.write() as tx:
+        lifecycle.pause(tx, job_id)
+    job = place.until_state(job_id, "paused")
+    assert 0 < job["progress"]["step"] < 33
+    with place.store.write() as tx:
+        lifecycle.resume(tx, job_id)
+    job = place.until_state(job_id, "succeeded", "failed")
+    assert (job["state"], job["failures"], job["attempt"]) == ("succeeded", 0, 2)
+    assert place.weights_sha256(job_id) == undisturbed
+
+
+def test_cancel_ends_a_running_job_within_seconds(place: Place) -> None:
+    job_id = place.submit(epochs=500)
+    place.until_step(job_id, 3)
+    trainer = trainer_of(job_id)
+    with place.store.write() as tx:
+        lifecycle.cancel(tx, job_id)
+    place.until_state(job_id, "cancelled", within_s=10)
+    place.until(lambda: not trainer.is_running(), within_s=2)
+
+
+def test_a_run_whose_job_was_taken_is_killed_and_writes_nothing(place: Place) -> None:
+    job_id = place.submit(epochs=500)
+    place.until_step(job_id, 3)
+    trainer = trainer_of(job_id)
+    with place.store.write() as tx:  # what a sweep does when a lease has lapsed; then another worker's claim
+        lifecycle.expire_worker(tx, place.service.id)
+        lifecycle.sweep(tx)
+        taken = lifecycle.claim(tx, lifecycle.Offer(worker="another", device="cpu", gpus=0, cpu_threads=1))
+    assert taken is not None
+    assert taken.run.attempt == 2
+    before = place.job(job_id)
+    place.until(lambda: not trainer.is_running(), within_s=5)
+    assert place.job(job_id)["revision"] == before["revision"]
+    with place.store.write() as tx:
+        lifecycle.cancel(tx, job_id)
+    place.until_state(job_id, "cancelled", within_s=15)
+
+
+def test_a_frozen_trainer_is_stalled_and_its_stacks_are_kept(place: Place) -> None:
+    job_id = place.submit(limits={"stall_seconds": 2.0, "max_attempts": 1}, epochs=500)
+    place.until_step(job_id, 3)
+    trainer_of(job_id).suspend()
+    job = place.until_state(job_id, "failed")
+    assert job["reason"]["code"] == "stalled"
+
+
+def test_training_time_is_limited_over_all_attempts(place: Place) -> None:
+    job_id = place.submit(limits={"max_seconds": 3.0}, epochs=500)
+    job = place.until_state(job_id, "failed")
+    assert job["reason"]["code"] == "deadline"
+    assert job["trained_seconds"] == pytest.approx(3.0, abs=3.0)
+    checkpoints = place.events(job_id, "checkpoint")
+    assert checkpoints, "what was trained is kept"
+
+
+def test_a_job_that_diverges_fails_once_and_says_what_to_try(place: Place) -> None:
+    job_id = place.submit(optimizer={"lr": 1000.0}, model={"norm": "none"}, precision="fp32")
+    job = place.until_state(job_id, "failed", "succeeded")
+    assert job["reason"]["code"] == "diverged"
+    assert job["attempt"] == 1
+    assert "lr" in job["reason"]["hint"]
+    assert job["reason"]["evidence"]["log_tail"]
+
+
+def test_missing_data_names_the_place_it_was_looked_for(place: Place) -> None:
+    job_id = place.submit(data={"dataset": "cifar10"})
+    job = place.until_state(job_id, "failed")
+    assert job["reason"]["code"] == "data_missing"
+    assert "cifar" in job["reason"]["detail"]
+
+
+def test_every_line_of_the_trainer_is_kept(place: Place) -> None:
+    job_id = place.submit(epochs=500)
+    place.until_step(job_id, 3)
+    trainer_of(job_id).kill()
+    place.until(lambda: len(place.job(job_id)["attempts"]) == 2)
+    assert "step 3" in log_of(place, job_id, 1)
+    with place.store.write() as tx:
+        lifecycle.cancel(tx, job_id)
+    place.until_state(job_id, "cancelled", within_s=15)
+
+
+def test_old_checkpoints_are_freed_and_the_best_kept(place: Place) -> None:
+    job_id = place.submit(epochs=5, checkpoint={"keep_last": 1, "keep_best": 1})
+    job = place.until_state(job_id, "succeeded", "failed")
+    assert job["state"] == "succeeded"
+    on_disk = sorted(path.name for path in (place.service.settings.data_dir / "jobs" / job_id).glob("checkpoints/a1/*"))
+    with place.store.read() as tx:
+        listed = sorted(c["id"] for c in queries.list_checkpoints(tx, job_id))
+    assert on_disk == listed
+    assert 1 <= len(listed) <= 2
+
+
+def test_two_jobs_run_at_a_time_on_two_slots(place: Place) -> None:
+    first, second = place.submit(epochs=500), place.submit(epochs=500)
+    place.until_step(first, 3)
+    place.until_step(second, 3)
+    third = place.submit(epochs=500)
+    assert place.job(third)["queue"] == {"position": 1, "waiting_for": "a free slot"}
+    cores = [set(trainer_of(job_id).cpu_affinity()) for job_id in (first, second)]
+    if (os.cpu_count() or 1) > 1:
+        assert not cores[0] & cores[1]
+    for job_id in (third, first, second):
+        with place.store.write() as tx:
+            lifecycle.cancel(tx, job_id)
+    for job_id in (first, second, third):
+        place.until_state(job_id, "cancelled", within_s=15)
+
+
+def test_a_job_for_a_gpu_waits_and_says_why(place: Place) -> None:
+    job_id = place.submit(resources={"gpus": 1})
+    if place.service.gpus:
+        pytest.skip("this machine has one")
+    assert place.job(job_id)["queue"]["waiting_for"] == "1 GPU: the live workers have 0"
+    with place.store.write() as tx:
+        lifecycle.cancel(tx, job_id)
+
+
+def test_the_template_is_back_after_it_was_killed_and_its_jobs_go_on(place: Place, undisturbed: str) -> None:
+    job_id = place.submit()
+    place.until(lambda: place.events(job_id, "checkpoint"))
+    trainer = trainer_of(job_id)
+    template = trainer.parent()
+    assert template is not None
+    assert template.cmdline()[0] == "powergrad: template"
+    template.kill()
+    place.until(lambda: not trainer.is_running() or trainer.status() == psutil.STATUS_ZOMBIE, within_s=1.0)
+    job = place.until_state(job_id, "succeeded", "failed")
+    assert job["state"] == "succeeded"
+    assert place.weights_sha256(job_id) == undisturbed
+    place.until(place.service.template.ready.is_set)
+
+
+def test_a_finished_job_leaves_no_process_behind(place: Place) -> None:
+    job_id = place.submit(epochs=1)
+    trainer = trainer_of(job_id)
+    place.until_state(job_id, "succeeded", "failed")
+    assert not trainer.is_running()
+    held = [fd for fd in Path("/proc/self/fd").iterdir() if "a1.log" in os.readlink(fd)] if Path("/proc").exists() else []
+    assert not held
