@@ -1,0 +1,76 @@
+"""`python -P -m api`: one uvicorn process."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+
+import structlog
+import uvicorn
+from pydantic import ValidationError
+from setproctitle import setproctitle
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.main import create_app
+from api.parts import Parts
+from api.routes.health import schema_problem
+from api.settings import ApiSettings
+from powergrad.jobs import logs
+
+EX_CONFIG = 78  # sysexits.h: a setting is wrong; starting again does not help
+GRACE_S = 2
+
+log = structlog.get_logger("api")
+
+
+class Server(uvicorn.Server):
+    """uvicorn that ends the streams first: it would wait for them until its own patience is over."""
+
+    def __init__(self, config: uvicorn.Config, parts: Parts) -> None:
+        super().__init__(config)
+        self._parts = parts
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._parts.stop_streams()
+        await super().shutdown(sockets)
+
+
+def main() -> int:
+    setproctitle("powergrad: api")
+    try:
+        settings = ApiSettings()
+    except ValidationError as error:
+        sys.stderr.write("".join(f"powergrad api: {item['msg']}\n" for item in error.errors()))
+        return EX_CONFIG
+    logs.configure(settings.log_format)
+    logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
+    app = create_app(settings)
+    try:
+        outdated = schema_problem(app.state.parts.store)
+    except SQLAlchemyError as error:
+        outdated = None  # it may come yet: until then every route says 503
+        log.warning("database does not answer", error=str(error).splitlines()[0])
+    if outdated is not None:
+        log.error("will not start", database=outdated)
+        return EX_CONFIG
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=75,
+    )
+    # uvicorn raises the signal again when it has ended well; an end that was asked for is exit code 0
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    Server(config, app.state.parts).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""JSON bodies, read under a limit and decoded without ever failing as a server error."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from api import errors
+from api.errors import Refused
+from powergrad.jobs.errors import InvalidSpec
+from powergrad.jobs.spec import violations_of
+
+M = TypeVar("M", bound=BaseModel)
+ABSENT = object()
+DRAINED = 16  # times the limit: so much is read and dropped, because a sender that is cut off never reads the refusal
+
+
+async def read_json(request: Request) -> Any:
+    """The decoded body, `ABSENT` where there is none. Raises Refused (400, 413)."""
+    raw = await _read(request, request.app.state.parts.settings.max_body_bytes)
+    if not raw:
+        return ABSENT
+    try:
+        return json.loads(raw)
+    except RecursionError:
+        raise Refused(errors.MALFORMED, "the body is nested too deeply") from None
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, integers of thousands of digits
+        raise Refused(errors.MALFORMED, f"the body is not JSON: {str(error)[:200]}") from None
+
+
+JsonBody = Annotated[Any, Depends(read_json)]
+
+
+def required(body: Any) -> Any:
+    """The body, which must be there. Raises Refused (400)."""
+    if body is ABSENT:
+        raise Refused(errors.MALFORMED, "the body is empty: send a JSON object")
+    return body
+
+
+def checked(model: type[M], body: Any) -> M:
+    """The body as `model`. Raises InvalidSpec with every violation."""
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        raise InvalidSpec(violations_of(error)) from None
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit * DRAINED:
+            break
+        if size <= limit:
+            chunks.append(chunk)
+    if size > limit:
+        raise Refused(errors.TOO_LARGE, f"the body has more than {limit} bytes", headers={"Connection": "close"})
+    return b"".join(chunks)

@@ -1,0 +1,78 @@
+"""What every request passes first: is it meant for this server, does it come from a web page, is its body JSON; and it is counted.
+
+Plain ASGI: it costs microseconds and never stands between a stream and its reader.
+"""
+
+from __future__ import annotations
+
+import time
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import errors
+from api.errors import Kind, problem
+from api.measures import Measures
+from api.settings import is_loopback
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Border:
+    """Refuses what a browser could be tricked into sending, and measures the rest."""
+
+    def __init__(self, app: ASGIApp, measures: Measures) -> None:
+        self._app, self._measures = app, measures
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        refused = _refusal(scope["method"], Headers(scope=scope))
+        if refused is not None:
+            kind, detail = refused
+            await problem(kind, detail, instance=scope["path"])(scope, receive, send)
+            self._measures.refused(scope["method"], kind.status)
+            return
+        await self._measured(scope, receive, send)
+
+    async def _measured(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        status = 500
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                # until the head is out, not the body: a stream is not a slow answer
+                self._measures.answered(scope, status, time.perf_counter() - started)
+            await send(message)
+
+        await self._app(scope, receive, noting)
+
+
+def _refusal(method: str, headers: Headers) -> tuple[Kind, str] | None:
+    host = headers.get("host", "")
+    if not is_loopback(host_name(host)):
+        return errors.FORBIDDEN_HOST, f"Host: {host[:200]!r}: must be a loopback name or address, such as 127.0.0.1 or localhost"
+    if method in SAFE_METHODS:
+        return None
+    origin = headers.get("origin")
+    if origin is not None and origin.partition("://")[2].lower() != host.lower():
+        return errors.FORBIDDEN_ORIGIN, f"Origin: {origin[:200]!r}: only this server's own pages may change anything"
+    has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+    if has_body and not _is_json(headers.get("content-type", "")):
+        return errors.UNSUPPORTED_MEDIA, f"Content-Type: {headers.get('content-type', '')[:200]!r}: must be application/json"
+    return None
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header, without port and brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))

@@ -1,0 +1,39 @@
+"""What a spec may name, as the workers published it, kept for a few seconds so that a submission does not ask the database."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from starlette.concurrency import run_in_threadpool
+
+from powergrad.jobs import fleet
+from powergrad.jobs.store import Store
+
+KEPT_S = 5.0  # the catalogue changes when a worker of another release starts
+
+
+@dataclass(frozen=True)
+class Names:
+    """Known names; empty before the first worker has started, and then any well-formed name passes."""
+
+    models: tuple[str, ...]
+    datasets: tuple[str, ...]
+
+
+class Catalogue:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._names = Names((), ())
+        self._until = 0.0
+
+    async def names(self) -> Names:
+        if time.monotonic() >= self._until:
+            self._names = await run_in_threadpool(self._read)
+            self._until = time.monotonic() + (KEPT_S if self._names.models and self._names.datasets else 0.5)
+        return self._names
+
+    def _read(self) -> Names:
+        with self._store.read() as tx:
+            models, datasets = (fleet.published(tx, kind) for kind in ("models", "datasets"))
+        return Names(tuple(str(entry["name"]) for entry in models), tuple(str(entry["name"]) for entry in datasets))

@@ -1,0 +1,273 @@
+"""The shapes of the answers, for the OpenAPI document. Routes send the domain's JSON as it is; a test holds the two against each other."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from powergrad.jobs.spec import JobSpec
+from powergrad.jobs.states import JobState, ReasonCode
+
+Values = dict[str, float | None]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Document(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class ReasonDocument(Document):
+    code: ReasonCode
+    """What went wrong, from a closed set."""
+    detail: str
+    hint: str
+    """What to try."""
+    evidence: dict[str, Any]
+    """exit_code or signal, traceback, log_tail: what there was."""
+
+
+class AttemptDocument(Document):
+    number: int
+    worker: str
+    device: str
+    started_at: AwareDatetime
+    ended_at: AwareDatetime | None
+    outcome: Literal["succeeded", "stopped", "failed", "lost"] | None
+    """Null while it runs."""
+    reason: ReasonDocument | None
+    resumed_from: str | None
+    """Id of the checkpoint it went on from; null started anew."""
+
+
+class ProgressDocument(Document):
+    phase: str | None
+    epoch: int
+    """Whole epochs done."""
+    epochs: int
+    step: int
+    steps: int | None
+    """Null until the data is loaded."""
+    fraction: Fraction
+    eta_s: float | None
+    images_per_s: float | None
+
+
+class JobMetricsDocument(Document):
+    latest: Values
+    """Newest value of every metric; null where it is not finite."""
+    best: Values
+    """Held-out metrics at the step with the best val_top1; test_* once they are scored."""
+    best_step: int | None
+
+
+class QueueDocument(Document):
+    position: int | None
+    """1 is next, counted to 1000; null when not queued, and in lists."""
+    waiting_for: str | None
+
+
+class RetentionDocument(Document):
+    keep_last: int
+    keep_best: int
+
+
+class JobDocument(Document):
+    model_config = ConfigDict(title="Job")
+
+    id: str
+    object: Literal["job"]
+    name: str
+    state: JobState
+    reason: ReasonDocument | None
+    """Why it failed."""
+    spec: JobSpec
+    """What was asked for, defaults filled in."""
+    resolved: dict[str, Any]
+    """What the first attempt fixed: cpu_threads, gpus, precision, determinism, images of each split."""
+    attempt: int
+    """Claims so far."""
+    failures: int
+    """Attempts that ended by the job's own fault or a lost worker."""
+    attempts: list[AttemptDocument]
+    progress: ProgressDocument
+    metrics: JobMetricsDocument
+    queue: QueueDocument
+    labels: dict[str, str]
+    notes: str
+    priority: int
+    retention: RetentionDocument
+    experiment: str | None
+    trained_seconds: float
+    """Training time over all attempts."""
+    created_at: AwareDatetime
+    started_at: AwareDatetime | None
+    finished_at: AwareDatetime | None
+    version: int
+    """Moves with state and user fields: what If-Match compares."""
+    revision: int
+    """Moves with every change."""
+
+
+class JobListDocument(Document):
+    model_config = ConfigDict(title="JobList")
+
+    object: Literal["list"]
+    data: list[JobDocument]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+    """Give it as `after` to get the next page."""
+
+
+class EventDocument(Document):
+    model_config = ConfigDict(title="Event")
+
+    seq: int
+    """Counts from 1 per job, without gaps."""
+    at: AwareDatetime
+    type: str
+    data: dict[str, Any]
+
+
+class EventListDocument(Document):
+    model_config = ConfigDict(title="EventList")
+
+    object: Literal["list"]
+    data: list[EventDocument]
+    has_more: bool
+
+
+class CheckpointDocument(Document):
+    model_config = ConfigDict(title="Checkpoint")
+
+    id: str
+    object: Literal["checkpoint"]
+    epoch: int
+    step: int
+    attempt: int
+    metrics: Values
+    bytes: int
+    """Of model.safetensors."""
+    sha256: str
+    """Of model.safetensors."""
+    is_best: bool
+    is_latest: bool
+    pinned: bool
+    created_at: AwareDatetime
+
+
+class CheckpointListDocument(Document):
+    model_config = ConfigDict(title="CheckpointList")
+
+    object: Literal["list"]
+    data: list[CheckpointDocument]
+
+
+class SeriesDocument(Document):
+    model_config = ConfigDict(title="Series")
+
+    name: str
+    total: int
+    """Points stored; fewer may be shown."""
+    steps: list[int]
+    values: list[float | None]
+    """Null where the value is not finite."""
+
+
+class SeriesListDocument(Document):
+    model_config = ConfigDict(title="SeriesList")
+
+    object: Literal["list"]
+    data: list[SeriesDocument]
+
+
+class WorkerDocument(Document):
+    model_config = ConfigDict(title="Worker")
+
+    id: str
+    object: Literal["worker"]
+    host: str
+    pid: int
+    version: str
+    state: Literal["ready", "draining"]
+    slots: list[dict[str, Any]]
+    devices: list[dict[str, Any]]
+    running: list[str]
+    """Ids of the jobs it runs."""
+    started_at: AwareDatetime
+    heartbeat_at: AwareDatetime
+
+
+class WorkerListDocument(Document):
+    model_config = ConfigDict(title="WorkerList")
+
+    object: Literal["list"]
+    data: list[WorkerDocument]
+
+
+class CatalogueEntryDocument(BaseModel):
+    """What a worker told of it; at least its name."""
+
+    model_config = ConfigDict(title="CatalogueEntry", extra="allow")
+
+    name: str
+
+
+class CatalogueDocument(Document):
+    model_config = ConfigDict(title="Catalogue")
+
+    object: Literal["list"]
+    data: list[CatalogueEntryDocument]
+
+
+class ChecksDocument(Document):
+    database: str
+    """ok, or what is wrong."""
+    broker: str
+    """ok, or what is wrong."""
+    workers: int
+    """Workers alive."""
+
+
+class HealthDocument(Document):
+    model_config = ConfigDict(title="Health")
+
+    status: Literal["ok"]
+
+
+class ReadinessDocument(Document):
+    model_config = ConfigDict(title="Readiness")
+
+    status: Literal["ready"]
+    version: str
+    checks: ChecksDocument
+
+
+class ViolationDocument(BaseModel):
+    """One broken rule: of the body, where `pointer` is, or of a parameter or header, whose name `parameter` is."""
+
+    model_config = ConfigDict(title="Violation", use_attribute_docstrings=True)
+
+    pointer: str | None = None
+    """JSON pointer into the body (RFC 6901)."""
+    parameter: str | None = None
+    """Name of a query parameter or header."""
+    code: str
+    detail: str
+    value: Any = None
+    """What was found there, cut short."""
+
+
+class ProblemDocument(BaseModel):
+    """A refusal (RFC 9457)."""
+
+    model_config = ConfigDict(title="Problem", extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    errors: list[ViolationDocument] = []

@@ -1,0 +1,180 @@
+"""Every refusal of the API: its status, its code, its body (RFC 9457) and its entry in the OpenAPI document, each said once.
+
+The domain raises its own errors; `KINDS` maps each class to a kind. What no one foresaw becomes `internal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from powergrad.jobs import errors as domain
+from powergrad.jobs.store import is_unavailable
+
+MEDIA_TYPE = "application/problem+json"
+SCHEMA_NAME = "Problem"
+RETRY_AFTER_S = 2
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to be refused. about: when it happens, for the OpenAPI document."""
+
+    status: int
+    code: str
+    title: str
+    about: str
+
+
+MALFORMED = Kind(400, "malformed", "Malformed request", "The body is not JSON.")
+FORBIDDEN_HOST = Kind(403, "forbidden_host", "Host not served", "The Host header is not a loopback name or address.")
+FORBIDDEN_ORIGIN = Kind(403, "forbidden_origin", "Origin not served", "A web page of another origin sent the request.")
+NOT_FOUND = Kind(404, "not_found", "Not found", "Nothing is here.")
+JOB_NOT_FOUND = Kind(404, "job_not_found", "No such job", "No job has this id.")
+CHECKPOINT_NOT_FOUND = Kind(404, "checkpoint_not_found", "No such checkpoint", "The job has no such checkpoint (yet).")
+METHOD_NOT_ALLOWED = Kind(405, "method_not_allowed", "Method not allowed", "The path does not know this method.")
+ILLEGAL_MOVE = Kind(409, "illegal_move", "Not in this state", "The job's state, given in `state`, does not allow it.")
+VERSION_MISMATCH = Kind(412, "version_mismatch", "Version mismatch", "If-Match names another version than the job's.")
+TOO_LARGE = Kind(413, "too_large", "Body too large", "The body exceeds the limit.")
+UNSUPPORTED_MEDIA = Kind(415, "unsupported_media_type", "Unsupported media type", "The body is not sent as application/json.")
+BAD_RANGE = Kind(416, "range_not_satisfiable", "Range not satisfiable", "The range lies behind the end of the file.")
+INVALID_SPEC = Kind(422, "invalid_spec", "Invalid spec", "The body breaks rules; `errors` has all of them.")
+INVALID_REQUEST = Kind(422, "invalid_request", "Invalid request", "A parameter breaks a rule; `errors` has all that do.")
+IDEMPOTENCY_MISMATCH = Kind(422, "idempotency_mismatch", "Key used before", "The Idempotency-Key came before with another body.")
+INTERNAL = Kind(500, "internal", "Internal error", "A defect of the server; its log has the traceback.")
+UNAVAILABLE = Kind(503, "unavailable", "Temporarily unavailable", "The database is away: come back after Retry-After seconds.")
+NOT_READY = Kind(503, "not_ready", "Not ready", "`checks` says which part is missing.")
+STORAGE_FULL = Kind(507, "storage_full", "Storage full", "Too little free space to accept a job.")
+
+KINDS: dict[type[domain.JobError], Kind] = {
+    domain.InvalidSpec: INVALID_SPEC,
+    domain.JobNotFound: JOB_NOT_FOUND,
+    domain.CheckpointNotFound: CHECKPOINT_NOT_FOUND,
+    domain.IllegalMove: ILLEGAL_MOVE,
+    domain.VersionMismatch: VERSION_MISMATCH,
+    domain.IdempotencyMismatch: IDEMPOTENCY_MISMATCH,
+    domain.StorageFull: STORAGE_FULL,
+}
+_OF_FRAMEWORK = {kind.status: kind for kind in (MALFORMED, NOT_FOUND, METHOD_NOT_ALLOWED, TOO_LARGE, UNSUPPORTED_MEDIA)}
+
+
+class Refused(Exception):
+    """A refusal decided in the API itself."""
+
+    def __init__(
+        self, kind: Kind, detail: str, *, errors: Sequence[dict[str, Any]] = (), headers: Mapping[str, str] | None = None, **more: Any
+    ) -> None:
+        self.kind, self.detail, self.errors, self.headers, self.more = kind, detail, list(errors), dict(headers or {}), more
+        super().__init__(detail)
+
+
+def problem(kind: Kind, detail: str, *, instance: str, headers: Mapping[str, str] | None = None, **more: Any) -> Response:
+    """The response that says so; `more` are further members of the problem."""
+    body = {
+        "type": f"urn:powergrad:problem:{kind.code}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": detail,
+        "instance": instance,
+        "code": kind.code,
+        **{name: value for name, value in more.items() if value not in (None, [])},
+    }
+    return JSONResponse(body, status_code=kind.status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+def parameter_error(name: str, code: str, detail: str, value: Any = None) -> Refused:
+    """422 for one query parameter or header."""
+    return Refused(INVALID_REQUEST, f"{name}: {detail}", errors=[{"parameter": name, "code": code, "detail": detail, "value": value}])
+
+
+def install(app: FastAPI) -> None:
+    """Make the application answer every error with a problem."""
+    for raised, handler in (
+        (Refused, _refused),
+        (domain.JobError, _domain),
+        (RequestValidationError, _parameters),
+        (HTTPException, _framework),
+        (SQLAlchemyError, _unforeseen),  # named, or Starlette would raise it again after the answer
+        (Exception, _unforeseen),
+    ):
+        app.add_exception_handler(raised, handler)  # type: ignore[arg-type]  # each handles the class beside it
+
+
+async def _refused(request: Request, error: Refused) -> Response:
+    return problem(error.kind, error.detail, instance=request.url.path, headers=error.headers, errors=error.errors, **error.more)
+
+
+async def _domain(request: Request, error: domain.JobError) -> Response:
+    kind = KINDS.get(type(error))
+    if kind is None:
+        return await _unforeseen(request, error)
+    more: dict[str, Any] = {}
+    if isinstance(error, domain.InvalidSpec):
+        more["errors"] = [asdict(violation) for violation in error.violations]
+    if isinstance(error, domain.IllegalMove):
+        more["state"] = error.state
+    if isinstance(error, domain.VersionMismatch):
+        more["version"] = error.actual
+    return problem(kind, _summary(error), instance=request.url.path, **more)
+
+
+def _summary(error: domain.JobError) -> str:
+    if isinstance(error, domain.InvalidSpec) and len(error.violations) > 1:
+        return f"{len(error.violations)} rules are broken: see errors"
+    return str(error)
+
+
+async def _parameters(request: Request, error: RequestValidationError) -> Response:
+    found = [_parameter(item) for item in error.errors()]
+    detail = "; ".join(f"{item['parameter']}: {item['detail']}" for item in found)
+    return problem(INVALID_REQUEST, detail, instance=request.url.path, errors=found)
+
+
+def _parameter(item: Mapping[str, Any]) -> dict[str, Any]:
+    detail = str(item["msg"]).replace("Input should be", "must be", 1).replace("String should", "must", 1)
+    value = item.get("input")
+    shown = value[:200] if isinstance(value, str) else None
+    return {
+        "parameter": str(item["loc"][-1] if len(item["loc"]) < 3 else item["loc"][1]),
+        "code": item["type"],
+        "detail": detail,
+        "value": shown,
+    }
+
+
+async def _framework(request: Request, error: HTTPException) -> Response:
+    kind = _OF_FRAMEWORK.get(error.status_code) or Kind(error.status_code, "http_error", "Refused", "")
+    detail = {
+        404: f"{request.url.path}: nothing is here; /docs lists what is",
+        405: f"{request.method} is not for {request.url.path}; allowed: {(error.headers or {}).get('Allow', '')}",
+    }.get(error.status_code, str(error.detail))
+    return problem(kind, detail, instance=request.url.path, headers=error.headers)
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    if is_unavailable(error):
+        log.warning("database away", path=request.url.path, error=str(error).splitlines()[0])
+        return unavailable(request.url.path)
+    log.error("unforeseen", method=request.method, path=request.url.path, exc_info=error)
+    return problem(INTERNAL, "a defect of the server: its log has the traceback", instance=request.url.path)
+
+
+def unavailable(instance: str) -> Response:
+    """503: the database is away, nothing was stored."""
+    return problem(
+        UNAVAILABLE,
+        f"the database does not answer; try again in {RETRY_AFTER_S} s",
+        instance=instance,
+        headers={"Retry-After": str(RETRY_AFTER_S)},
+    )

@@ -1,0 +1,481 @@
+"""/v1/jobs: submit, list, look, move, change, delete."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import structlog
+from fastapi import APIRouter, Header, Query
+from fastapi.responses import JSONResponse
+from pydantic import AwareDatetime, Field, field_validator
+from pydantic_core import PydanticCustomError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api import errors
+from api.bodies import ABSENT, JsonBody, checked, required
+from api.documents import JobDocument, JobListDocument
+from api.errors import Refused, parameter_error
+from api.openapi import BODY, CHANGES, STORED, json_request, problems
+from api.parts import JOB_ID, JobId, Parts, WithParts
+from powergrad.jobs import lifecycle, queries
+from powergrad.jobs.errors import InvalidSpec, JobNotFound, Violation
+from powergrad.jobs.lifecycle import Amendment, RaisedLimits, Submission
+from powergrad.jobs.spec import JobSpec, LabelName, LabelText, LimitsSpec, parse
+from powergrad.jobs.states import TERMINAL, JobState
+from powergrad.jobs.store import Tx
+from powergrad.spec import NAME_PATTERN, SpecModel
+
+QUEUE_LOOK_S = 2.0  # a queued job's place moves without its row: so often a waiting poll looks again
+POLL_AFTER_S = 1
+SORT_PATTERN = r"^(-created_at|-?metrics\.[A-Za-z0-9_]{1,64})$"
+PLAIN_TEXT = r"^[^\x00-\x1f\x7f]*$"
+LABEL = "label."
+
+log = structlog.get_logger(__name__)
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+DIGITS = {"data": {"dataset": "digits"}}
+DIGITS_PGT = {"name": "digits-pgt", "data": {"dataset": "digits"}, "loss": {"alpha": 0.25}, "epochs": 20, "labels": {"team": "vision"}}
+NEW_JOB_HEADERS = {
+    "Location": {"schema": {"type": "string"}, "description": "Path of the job."},
+    "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds after which a look is worth while."},
+    "Idempotency-Replayed": {"schema": {"type": "string", "enum": ["true"]}, "description": "The job was there before, under this key."},
+}
+ETAG_HEADER = {"ETag": {"schema": {"type": "string"}, "description": "Changes whenever the job does, progress included."}}
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        pattern=r"^[\x21-\x7e]{1,255}$",
+        description="The same key with the same body gives the same job, within 24 hours.",
+        examples=["5f0c1a52-8f1e-4b7e-9a36-0f4a3f1f1d11"],
+    ),
+]
+
+
+class CloneBody(SpecModel):
+    set: dict[str, Any] = Field(default={})
+    """Changes by dotted name: {"loss.alpha": 0.3}. A new optimizer.name or schedule.name starts that part from its defaults."""
+    name: str | None = Field(default=None, pattern=NAME_PATTERN)
+    """Name of the new job; null keeps the spec's."""
+    from_checkpoint: None = None
+    """Start from the job's checkpoint: not available in this release."""
+
+
+class RetryBody(SpecModel):
+    limits: LimitsSpec | None = None
+    """New limits; what is left out stays."""
+
+
+class RetentionBody(SpecModel):
+    keep_last: int | None = Field(default=None, ge=1, le=1000)
+    """Newest checkpoints kept."""
+    keep_best: int | None = Field(default=None, ge=1, le=1000)
+    """Best checkpoints kept."""
+
+
+class AmendBody(SpecModel):
+    """What is left out stays as it is."""
+
+    name: str | None = Field(default=None, pattern=NAME_PATTERN)
+    labels: dict[LabelName, LabelText] | None = Field(default=None, max_length=32)
+    """All labels: those that are not named go."""
+    notes: str | None = Field(default=None, max_length=10_000, pattern=r"^[^\x00]*$")
+    priority: int | None = Field(default=None, ge=0, le=9)
+    retention: RetentionBody | None = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_null(cls, value: Any) -> Any:
+        if value is None:
+            raise PydanticCustomError("wrong_type", "must not be null: leave it out to keep what is there")
+        return value
+
+
+BODIES = (JobSpec, CloneBody, RetryBody, AmendBody)
+
+
+# --- new jobs --------------------------------------------------------------------------------------------------------------------
+
+
+@router.post(
+    "",
+    operation_id="createJob",
+    summary="Submit a job",
+    status_code=202,
+    response_model=JobDocument,
+    responses={
+        202: {"description": "Stored and queued: it survives whatever happens next.", "headers": NEW_JOB_HEADERS | ETAG_HEADER},
+        200: {"description": "With dry_run: the spec with every default, nothing stored.", "model": JobSpec},
+        **problems(*STORED, *CHANGES, *BODY, errors.IDEMPOTENCY_MISMATCH, errors.STORAGE_FULL),
+    },
+    openapi_extra=json_request(JobSpec, examples={"smallest": DIGITS, "power-grad": DIGITS_PGT}),
+)
+async def create(
+    parts: WithParts,
+    body: JsonBody,
+    idempotency_key: IdempotencyKey = None,
+    dry_run: Annotated[bool, Query(description="Only check and normalise the spec.")] = False,
+) -> Response:
+    names = await parts.catalogue.names()
+    spec = parse(required(body), models=names.models, datasets=names.datasets)
+    if dry_run:
+        return JSONResponse(spec.model_dump(mode="json"))
+    new = Submission(spec, idempotency_key=idempotency_key, body_sha256=lifecycle.body_hash(body) if idempotency_key else "")
+    return await _submitted(parts, new)
+
+
+async def _submitted(parts: Parts, new: Submission) -> Response:
+    parts.room.check()
+    stored = await parts.submissions.store(new)
+    job = stored.job
+    headers = {"Location": f"/v1/jobs/{job['id']}", "Retry-After": str(POLL_AFTER_S), "ETag": queries.etag(job)}
+    if stored.replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return JSONResponse(job, status_code=202, headers=headers)
+
+
+@router.post(
+    "/{job_id}/clone",
+    operation_id="cloneJob",
+    summary="Submit a job again, with changes",
+    status_code=202,
+    response_model=JobDocument,
+    responses={
+        202: {"description": "The new job.", "headers": NEW_JOB_HEADERS | ETAG_HEADER},
+        **problems(*STORED, *CHANGES, *BODY, errors.JOB_NOT_FOUND, errors.IDEMPOTENCY_MISMATCH, errors.STORAGE_FULL),
+    },
+    openapi_extra=json_request(CloneBody, is_required=False, examples={"another alpha": {"set": {"loss.alpha": 0.3}}}),
+)
+async def clone(parts: WithParts, job_id: JobId, body: JsonBody, idempotency_key: IdempotencyKey = None) -> Response:
+    wanted = checked(CloneBody, {} if body is ABSENT else body)
+    origin = await run_in_threadpool(_look, parts, job_id)
+    names = await parts.catalogue.names()
+    changed = with_changes(origin["spec"], wanted.set)
+    if wanted.name is not None:
+        changed["name"] = wanted.name
+    try:
+        spec = parse(changed, models=names.models, datasets=names.datasets)
+    except InvalidSpec as error:
+        raise InvalidSpec([_pointing_into_set(violation, wanted.set) for violation in error.violations]) from None
+    sha256 = lifecycle.body_hash({"clone": job_id, "body": {} if body is ABSENT else body}) if idempotency_key else ""
+    return await _submitted(parts, Submission(spec, idempotency_key=idempotency_key, body_sha256=sha256, cloned_from=job_id))
+
+
+def with_changes(spec: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A spec's JSON with values put in by dotted name. Raises InvalidSpec where a name leads through a value that has no parts."""
+    changed = {key: dict(value) if isinstance(value, dict) else value for key, value in spec.items()}
+    for section in ("optimizer", "schedule"):
+        name = changes.get(f"{section}.name")
+        if name is not None and name != spec[section]["name"]:
+            changed[section] = {}  # the fields of the old kind mean nothing to the new one
+    for dotted, value in changes.items():
+        *path, last = _parts_of(dotted)
+        place = changed
+        for part in path:
+            if place.get(part) is None:
+                place[part] = {}
+            place = place[part]
+            if not isinstance(place, dict):
+                raise InvalidSpec([Violation(_set_pointer(dotted), "unknown_field", f"{part} has no fields", value)])
+        place[last] = value
+    return changed
+
+
+def _parts_of(dotted: str) -> list[str]:
+    return dotted.split(".", 1) if dotted.startswith("labels.") else dotted.split(".")
+
+
+def _pointing_into_set(violation: Violation, changes: dict[str, Any]) -> Violation:
+    """The same rule broken, found where the caller wrote it: /loss/alpha is /set/loss.alpha."""
+    for dotted in changes:
+        prefix = "/" + "/".join(_escaped(part) for part in _parts_of(dotted))
+        if violation.pointer == prefix or violation.pointer.startswith(prefix + "/"):
+            return Violation(_set_pointer(dotted) + violation.pointer[len(prefix) :], violation.code, violation.detail, violation.value)
+    return violation
+
+
+def _set_pointer(dotted: str) -> str:
+    return f"/set/{_escaped(dotted)}"
+
+
+def _escaped(part: str) -> str:
+    return part.replace("~", "~0").replace("/", "~1")
+
+
+# --- looking ---------------------------------------------------------------------------------------------------------------------
+
+
+@router.get(
+    "",
+    operation_id="listJobs",
+    summary="List jobs, newest first",
+    response_model=JobListDocument,
+    responses=problems(*STORED),
+    openapi_extra={
+        "parameters": [
+            {
+                "name": "label",
+                "in": "query",
+                "description": "Only jobs with these labels, each given as `label.KEY=VALUE`.",
+                "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+                "style": "form",
+                "explode": True,
+                "x-prefix": LABEL,
+            }
+        ]
+    },
+)
+def list_jobs(
+    parts: WithParts,
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[str | None, Query(description="`last_id` of the page before.", pattern=f"^{JOB_ID.pattern}$")] = None,
+    state: Annotated[list[JobState] | None, Query(description="Repeat for several.")] = None,
+    experiment: Annotated[str | None, Query(pattern=NAME_PATTERN)] = None,
+    created_after: Annotated[AwareDatetime | None, Query()] = None,
+    created_before: Annotated[AwareDatetime | None, Query()] = None,
+    q: Annotated[str | None, Query(max_length=128, pattern=PLAIN_TEXT, description="Part of a name, or the start of an id.")] = None,
+    sort: Annotated[
+        str | None, Query(pattern=SORT_PATTERN, description="-created_at, or by a best metric: -metrics.val_top1 is best first.")
+    ] = None,
+) -> Response:
+    wanted = queries.Filter(
+        states=state or (),
+        labels=_labels_asked(request),
+        experiment=experiment,
+        created_after_ms=None if created_after is None else round(created_after.timestamp() * 1000),
+        created_before_ms=None if created_before is None else round(created_before.timestamp() * 1000),
+        q=q,
+    )
+    by = None if sort == "-created_at" else sort
+    try:
+        with parts.store.read() as tx:
+            page = queries.page(tx, wanted, limit=limit, after=after, sort=by)
+    except JobNotFound:
+        raise parameter_error("after", "job_not_found", "names no job", after) from None
+    ids = [job["id"] for job in page.data]
+    return JSONResponse(
+        {
+            "object": "list",
+            "data": page.data,
+            "has_more": page.has_more,
+            "first_id": ids[0] if ids else None,
+            "last_id": ids[-1] if ids else None,
+        }
+    )
+
+
+KNOWN_FILTERS = frozenset({"limit", "after", "state", "experiment", "created_after", "created_before", "q", "sort"})
+
+
+def _labels_asked(request: Request) -> dict[str, str]:
+    """The label.KEY parameters; every other unknown one is refused, because a misspelt filter would list everything."""
+    labels = {}
+    for name, value in request.query_params.items():
+        if name in KNOWN_FILTERS:
+            continue
+        key = name.removeprefix(LABEL)
+        if not name.startswith(LABEL) or not re.match(NAME_PATTERN, key):
+            raise parameter_error(
+                name[:64], "unknown_parameter", "no such filter; there are label.KEY, " + ", ".join(sorted(KNOWN_FILTERS))
+            )
+        if not re.match(PLAIN_TEXT, value):
+            raise parameter_error(name, "bad_format", "must not contain control characters")
+        labels[key] = value
+    return labels
+
+
+@router.get(
+    "/{job_id}",
+    operation_id="getJob",
+    summary="Look at a job",
+    response_model=JobDocument,
+    responses={
+        200: {"description": "The job.", "headers": ETAG_HEADER},
+        304: {"description": "Nothing has changed since If-None-Match."},
+        **problems(*STORED, errors.JOB_NOT_FOUND),
+    },
+)
+async def get(
+    parts: WithParts,
+    job_id: JobId,
+    if_none_match: Annotated[str | None, Header(description="ETag seen last.")] = None,
+    wait: Annotated[float | None, Query(ge=0, le=60, allow_inf_nan=False, description="Seconds to wait for the ETag to change.")] = None,
+) -> Response:
+    if wait:
+        return await _get_when_changed(parts, job_id, if_none_match, wait)
+    return _shown(await run_in_threadpool(_look, parts, job_id), if_none_match)
+
+
+async def _get_when_changed(parts: Parts, job_id: str, if_none_match: str | None, wait_s: float) -> Response:
+    assert parts.tailer is not None, "the application has started"
+    now = asyncio.get_running_loop().time
+    until = now() + wait_s
+    with parts.tailer.watch(job_id) as watcher, parts.measures.streams.track_inprogress():
+        job = await parts.tailer.run(_look, parts, job_id)
+        seen = if_none_match or queries.etag(job)
+        if if_none_match is None and job["state"] in TERMINAL:
+            return _shown(job, None)  # it will not change by itself, and the caller has not seen it
+        while _matches(seen, queries.etag(job)) and now() < until and not parts.tailer.is_stopping:
+            longest = QUEUE_LOOK_S if job["state"] == JobState.QUEUED else wait_s
+            await watcher.changed(max(0.0, min(until - now(), longest)))
+            job = await parts.tailer.run(_look, parts, job_id)
+    return _shown(job, if_none_match)
+
+
+def _look(parts: Parts, job_id: str) -> dict[str, Any]:
+    with parts.store.read() as tx:
+        return queries.get(tx, job_id)
+
+
+def _shown(job: dict[str, Any], if_none_match: str | None) -> Response:
+    headers = {"ETag": queries.etag(job), "Cache-Control": "no-cache"}
+    if if_none_match is not None and _matches(if_none_match, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return JSONResponse(job, headers=headers)
+
+
+def _matches(if_none_match: str, etag: str) -> bool:
+    """RFC 9110's weak comparison against a list of tags."""
+    return any(tag.strip().removeprefix("W/") in (etag, "*") for tag in if_none_match.split(","))
+
+
+# --- moves and changes -----------------------------------------------------------------------------------------------------------
+
+MOVED: dict[int | str, dict[str, Any]] = {
+    202: {"description": "Asked for (or done before); `state` says how far it is.", "headers": ETAG_HEADER},
+    **problems(*STORED, errors.FORBIDDEN_ORIGIN, errors.UNSUPPORTED_MEDIA, errors.JOB_NOT_FOUND, errors.ILLEGAL_MOVE),
+}
+
+
+@router.post(
+    "/{job_id}/cancel", operation_id="cancelJob", summary="End a job", status_code=202, response_model=JobDocument, responses=MOVED
+)
+def cancel(parts: WithParts, job_id: JobId) -> Response:
+    return _changed(parts, job_id, lambda tx: lifecycle.cancel(tx, job_id))
+
+
+@router.post(
+    "/{job_id}/pause",
+    operation_id="pauseJob",
+    summary="Write a checkpoint and give the device back",
+    status_code=202,
+    response_model=JobDocument,
+    responses=MOVED,
+)
+def pause(parts: WithParts, job_id: JobId) -> Response:
+    return _changed(parts, job_id, lambda tx: lifecycle.pause(tx, job_id))
+
+
+@router.post(
+    "/{job_id}/resume",
+    operation_id="resumeJob",
+    summary="Queue a paused job again",
+    status_code=202,
+    response_model=JobDocument,
+    responses=MOVED,
+)
+def resume(parts: WithParts, job_id: JobId) -> Response:
+    return _changed(parts, job_id, lambda tx: lifecycle.resume(tx, job_id), ring=True)
+
+
+@router.post(
+    "/{job_id}/retry",
+    operation_id="retryJob",
+    summary="Let a failed or cancelled job go on from its last checkpoint",
+    status_code=202,
+    response_model=JobDocument,
+    responses=MOVED | problems(*STORED, *CHANGES, *BODY, errors.JOB_NOT_FOUND, errors.ILLEGAL_MOVE),
+    openapi_extra=json_request(RetryBody, is_required=False, examples={"more time": {"limits": {"max_seconds": 7200}}}),
+)
+def retry(parts: WithParts, job_id: JobId, body: JsonBody) -> Response:
+    limits = raised_limits(checked(RetryBody, {} if body is ABSENT else body))
+    return _changed(parts, job_id, lambda tx: lifecycle.retry(tx, job_id, limits=limits), ring=True)
+
+
+def raised_limits(body: RetryBody) -> RaisedLimits:
+    """The limits that were given. Raises InvalidSpec for a null, which would be taken as "keep"."""
+    if body.limits is None:
+        return RaisedLimits()
+    given = {name: getattr(body.limits, name) for name in body.limits.model_fields_set}
+    nulls = [
+        Violation(f"/limits/{name}", "wrong_type", "must not be null: leave it out to keep it") for name in given if given[name] is None
+    ]
+    if nulls:
+        raise InvalidSpec(nulls)
+    return RaisedLimits(**given)
+
+
+@router.patch(
+    "/{job_id}",
+    operation_id="updateJob",
+    summary="Change name, labels, notes, priority or retention",
+    response_model=JobDocument,
+    responses={
+        200: {"description": "The job, changed.", "headers": ETAG_HEADER},
+        **problems(*STORED, *CHANGES, *BODY, errors.JOB_NOT_FOUND, errors.VERSION_MISMATCH),
+    },
+    openapi_extra=json_request(AmendBody, examples={"rename": {"name": "baseline", "notes": "the one for the report"}}),
+)
+def amend(
+    parts: WithParts,
+    job_id: JobId,
+    body: JsonBody,
+    if_match: Annotated[
+        str | None, Header(description="The job's `version` (or an ETag of it): change nothing if it has moved on.")
+    ] = None,
+) -> Response:
+    wanted = checked(AmendBody, required(body))
+    given = {name: getattr(wanted, name) for name in wanted.model_fields_set}
+    if wanted.retention is not None:
+        given["retention"] = wanted.retention.model_dump(exclude_none=True)
+    version = None if if_match is None else version_of(if_match)
+    return _changed(parts, job_id, lambda tx: lifecycle.amend(tx, job_id, Amendment(**given), expected_version=version), status=200)
+
+
+def version_of(if_match: str) -> int | None:
+    """The version in `3`, `"3"` or in one of the job's ETags; None for `*`. Raises Refused (412) for what can match nothing."""
+    if if_match.strip() == "*":
+        return None
+    found = re.fullmatch(r'\s*(?:W/)?"?(\d{1,9})(?:-[\w-]*)?"?\s*', if_match)
+    if found is None:
+        raise Refused(errors.VERSION_MISMATCH, f"If-Match: {if_match[:64]!r}: must be the job's version, such as 3")
+    return int(found[1])
+
+
+def _changed(parts: Parts, job_id: str, change: Callable[[Tx], object], *, status: int = 202, ring: bool = False) -> Response:
+    with parts.store.write() as tx:
+        change(tx)
+        job = queries.get(tx, job_id)
+    if ring:
+        parts.doorbell.ring()
+    return JSONResponse(job, status_code=status, headers={"ETag": queries.etag(job)})
+
+
+@router.delete(
+    "/{job_id}",
+    operation_id="deleteJob",
+    summary="Delete a job that has ended, with its files",
+    status_code=204,
+    responses={
+        204: {"description": "It is gone, and its files are."},
+        **problems(*STORED, errors.FORBIDDEN_ORIGIN, errors.UNSUPPORTED_MEDIA, errors.JOB_NOT_FOUND, errors.ILLEGAL_MOVE),
+    },
+)
+def delete(parts: WithParts, job_id: JobId) -> Response:
+    with parts.store.write() as tx:
+        directory = lifecycle.remove(tx, job_id)
+    try:
+        parts.artifacts.delete(directory)
+    except OSError as error:
+        log.warning("files busy: the sweeper will free them", job=job_id, error=str(error))
+    else:
+        with parts.store.write() as tx:
+            lifecycle.freed(tx, directory)
+    return Response(status_code=204)

@@ -1,0 +1,27 @@
+"""/v1/workers: who trains."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from api.documents import WorkerListDocument
+from api.openapi import STORED, problems
+from api.parts import WithParts
+from powergrad.jobs import fleet
+
+router = APIRouter(prefix="/v1/workers", tags=["workers"])
+
+
+@router.get(
+    "",
+    operation_id="listWorkers",
+    summary="The workers that are alive, their devices and what they run",
+    response_model=WorkerListDocument,
+    responses=problems(*STORED),
+)
+def workers(parts: WithParts) -> Response:
+    with parts.store.read() as tx:
+        found = fleet.live_workers(tx)
+    return JSONResponse({"object": "list", "data": found})

@@ -1,0 +1,64 @@
+"""The API's settings, from the environment (or constructor arguments in tests)."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from powergrad.jobs.logs import LogFormat
+
+
+class ApiSettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="POWERGRAD_", env_ignore_empty=True, populate_by_name=True)
+
+    host: str = "127.0.0.1"
+    """Address to listen on: loopback only, as this release has no keys."""
+    port: int = Field(default=8642, ge=0, le=65535)
+    """0 takes a free one."""
+    data_dir: Path = Path.home() / ".powergrad"
+    """Jobs' files."""
+    database_url: str = ""
+    """SQLAlchemy URL of the job store; default sqlite below data_dir."""
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", validation_alias="REDIS_URL")
+    """Broker, as Celery spells it: redis://host:port/db or redis+socket:///path."""
+    sweep_s: float = Field(default=2.0, gt=0.0)
+    """Interval of the sweeper."""
+    min_free_bytes: int = Field(default=256 << 20, ge=0)
+    """Free space below which no job is accepted (507)."""
+    max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    """Largest request body (413)."""
+    ping_s: float = Field(default=15.0, gt=0.0)
+    """How often a quiet event stream says `: ping`."""
+    log_format: LogFormat = "console"
+    """console or json."""
+
+    @field_validator("host")
+    @classmethod
+    def _loopback_only(cls, host: str) -> str:
+        if not is_loopback(host):
+            raise ValueError(
+                f"host={host}: must be a loopback address (127.0.0.1, ::1, localhost). This release has no API keys, so whoever could "
+                "reach the server could run jobs on it. From another machine: ssh -L 8642:127.0.0.1:8642 THIS_HOST"
+            )
+        return host
+
+    @model_validator(mode="after")
+    def _fill_in(self) -> Self:
+        self.data_dir = self.data_dir.expanduser().absolute()
+        if not self.database_url:
+            self.database_url = f"sqlite:///{self.data_dir / 'powergrad.db'}"
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address (IPv6 without brackets) can only mean this machine."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
