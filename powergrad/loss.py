@@ -10,6 +10,7 @@ Everything else goes through `_PowerLogSoftmax`, whose backward is the transform
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -22,9 +23,7 @@ REDUCTIONS = ("mean", "sum", "none")
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 IGNORED = -100  # torch's default ignore_index
 
-# Entries worked on at once by a CPU thread: 256 KiB in fp32 stay in its L2 cache. Measured on one core: 0.43 of the time of
-# F.cross_entropy at (256, 1000), 0.77 when the whole buffer is swept by each operation.
-BLOCK_ENTRIES = 65536
+LOG2_E = math.log2(math.e)
 
 
 def power_grad_cross_entropy(
@@ -133,8 +132,9 @@ class _IndexLoss(torch.autograd.Function):
         powers = None if differentiable else ctx.__dict__.pop("powers", None)
         logits, target = ctx.saved_tensors
         wide = logits.float() if logits.dtype in HALF_DTYPES else logits
-        scale = _entry_scale(grad_loss.to(wide.dtype), target, ctx.ignore_index, ctx.reduction)
-        index = target.long().masked_fill(target == ctx.ignore_index, 0).unsqueeze(1)  # (N, 1, d1, ...)
+        counted = target != ctx.ignore_index
+        index = (target * counted).long().unsqueeze(1)  # (N, 1, d1, ...), any class where ignored
+        scale = _entry_scale(grad_loss.to(wide.dtype), counted, ctx.reduction)
 
         if powers is None:
             gradient = scale * (power_softmax(wide, ctx.alpha, dim=1) - torch.zeros_like(wide).scatter(1, index, 1.0))
@@ -169,18 +169,12 @@ def power_softmax(logits: Tensor, alpha: float, *, dim: int) -> Tensor:
 
 def _raise_to_power_(log_p: Tensor, alpha: float) -> Tensor:
     """Turn log p (N, C, ...) into p^alpha where it lies and return its sums over the classes (N, 1, ...)."""
-    sums = []
-    for block in torch.split(log_p, _block_rows(log_p)):
-        powers = block.masked_fill_(block.isfinite(), 0.0) if _vanishes(alpha, block) else block.mul_(alpha)
-        sums.append(powers.exp_().sum(1, keepdim=True))
-    return sums[0] if len(sums) == 1 else torch.cat(sums)
-
-
-def _block_rows(rows: Tensor) -> int:
-    whole = max(1, rows.shape[0])
-    if rows.device.type != "cpu":
-        return whole
-    return min(whole, max(1, BLOCK_ENTRIES * torch.get_num_threads() * whole // max(1, rows.numel())))
+    if _vanishes(alpha, log_p):
+        log_p.masked_fill_(log_p.isfinite(), 0.0)
+    else:
+        log_p.mul_(alpha * LOG2_E)
+    # exp2, because torch's exp goes through MKL: 172 us for 256,000 entries on an AMD core, exp2 39 us
+    return log_p.exp2_().sum(1, keepdim=True)
 
 
 def _vanishes(alpha: float, like: Tensor) -> bool:
@@ -188,9 +182,8 @@ def _vanishes(alpha: float, like: Tensor) -> bool:
     return alpha < torch.finfo(like.dtype).tiny
 
 
-def _entry_scale(grad_loss: Tensor, target: Tensor, ignore_index: int, reduction: Reduction) -> Tensor:
-    """What each entry's p' - q is multiplied by, (N, 1, d1, ...): 0 where ignored, even if nothing else is left."""
-    counted = target != ignore_index
+def _entry_scale(grad_loss: Tensor, counted: Tensor, reduction: Reduction) -> Tensor:
+    """What each entry's p' - q is multiplied by, (N, 1, d1, ...): 0 where not counted, even if nothing else is left."""
     share = grad_loss / counted.sum() if reduction == "mean" else grad_loss
     return torch.where(counted, share, 0.0).unsqueeze(1)
 
