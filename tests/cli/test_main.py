@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from powergrad import __version__
+from powergrad.cli.main import main
 
 COMMANDS = (
     "up demo doctor workers models init submit jobs show watch cancel pause resume retry logs metrics pull train".split()  # noqa: SIM905
 )
 
 
-def powergrad(*arguments: str, cwd: Path | None = None, given: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command as a shell would, its output going to pipes."""
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "powergrad.cli.main", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        input=given,
-        cwd=cwd,
-        env={key: value for key, value in os.environ.items() if not key.startswith("POWERGRAD_")} | environment,
-        timeout=60,
-    )
+@dataclass(frozen=True)
+class Ended:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def powergrad(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process, its output captured, without POWERGRAD_ variables but those given."""
+
+    def run(*arguments: str, cwd: Path | None = None, given: str = "", **environment: str) -> Ended:
+        with monkeypatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith("POWERGRAD_")]:
+                patch.delenv(name)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            patch.chdir(cwd or Path.cwd())
+            patch.setattr("sys.stdin", io.StringIO(given))
+            code = main(list(arguments))
+        captured = capsys.readouterr()
+        return Ended(code, captured.out, captured.err)
+
+    return run
 
 
 @pytest.fixture
@@ -41,32 +59,32 @@ def nobody() -> Iterator[str]:
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
-def test_the_version_is_the_package_s() -> None:
+def test_the_version_is_the_package_s(powergrad: Run) -> None:
     assert powergrad("--version").stdout.strip() == __version__
 
 
-def test_help_names_every_command_and_the_exit_codes() -> None:
+def test_help_names_every_command_and_the_exit_codes(powergrad: Run) -> None:
     told = powergrad("--help").stdout
     assert [name for name in COMMANDS if f" {name} " not in told] == []
     assert "130 interrupted" in " ".join(told.split())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command: str) -> None:
+def test_every_command_has_help(powergrad: Run, command: str) -> None:
     asked = powergrad(command, "--help")
     assert asked.returncode == 0
     assert "Exit codes" in asked.stdout
 
 
 @pytest.mark.parametrize("arguments", [["jobs", "--no-such-option"], ["submit"], ["no-such-command"], ["up", "--workers", "0"]])
-def test_wrong_usage_is_64_and_not_the_code_of_a_cancelled_job(arguments: list[str]) -> None:
+def test_wrong_usage_is_64_and_not_the_code_of_a_cancelled_job(powergrad: Run, arguments: list[str]) -> None:
     asked = powergrad(*arguments)
     assert asked.returncode == 64
     assert asked.stdout == ""
 
 
 @pytest.mark.parametrize("arguments", [["jobs"], ["show", "last"], ["watch", "last"], ["workers"], ["logs", "last", "--follow"]])
-def test_a_server_that_is_not_there_is_4_and_says_how_to_start_one(arguments: list[str], nobody: str) -> None:
+def test_a_server_that_is_not_there_is_4_and_says_how_to_start_one(powergrad: Run, arguments: list[str], nobody: str) -> None:
     asked = powergrad(*arguments, "--url", nobody)
     assert asked.returncode == 4
     assert asked.stdout == ""
@@ -75,22 +93,27 @@ def test_a_server_that_is_not_there_is_4_and_says_how_to_start_one(arguments: li
     assert "Traceback" not in asked.stderr
 
 
-def test_the_address_may_come_from_the_environment(nobody: str) -> None:
+def test_the_address_may_come_from_the_environment(powergrad: Run, nobody: str) -> None:
     assert nobody in powergrad("jobs", POWERGRAD_URL=nobody).stderr
 
 
-def test_an_address_that_is_none_is_wrong_usage() -> None:
+def test_an_address_that_is_none_is_wrong_usage(powergrad: Run) -> None:
     asked = powergrad("jobs", "--url", "localhost:8642")
     assert asked.returncode == 64
     assert "must be an http://" in asked.stderr
 
 
-def test_no_colour_where_nobody_sees_it(nobody: str) -> None:
+def test_the_shell_gets_the_exit_code() -> None:
+    asked = subprocess.run([sys.executable, "-P", "-m", "powergrad.cli.main", "jobs", "--nope"], capture_output=True, check=False)
+    assert asked.returncode == 64
+
+
+def test_no_colour_where_nobody_sees_it(powergrad: Run, nobody: str) -> None:
     asked = powergrad("jobs", "--url", nobody)
     assert "\x1b" not in asked.stderr + asked.stdout
 
 
-def test_init_writes_once_and_prints_on_demand(tmp_path: Path) -> None:
+def test_init_writes_once_and_prints_on_demand(powergrad: Run, tmp_path: Path) -> None:
     assert powergrad("init", cwd=tmp_path).returncode == 0
     again = powergrad("init", cwd=tmp_path)
     assert again.returncode == 1
@@ -99,13 +122,13 @@ def test_init_writes_once_and_prints_on_demand(tmp_path: Path) -> None:
     assert powergrad("init", "-").stdout == (tmp_path / "job.yaml").read_text()
 
 
-def test_an_unreadable_spec_is_told_before_the_server_is_asked(nobody: str) -> None:
+def test_an_unreadable_spec_is_told_before_the_server_is_asked(powergrad: Run, nobody: str) -> None:
     asked = powergrad("submit", "-", "--url", nobody, given="epochs: 3\nepochs: 4\n")
     assert asked.returncode == 1
     assert "standard input, line 2, column 1: 'epochs' is given twice" in asked.stderr
 
 
-def test_an_address_for_others_is_refused(tmp_path: Path) -> None:
+def test_an_address_for_others_is_refused(powergrad: Run, tmp_path: Path) -> None:
     asked = powergrad("up", "--host", "0.0.0.0", "--data-dir", str(tmp_path))
     assert asked.returncode == 1
     assert "must be a loopback address" in asked.stderr

@@ -1,0 +1,106 @@
+"""`powergrad train`: a run without a server that can be stopped, gone on with, and ends with the same bits."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from powergrad.cli.main import main
+
+SPEC = {
+    "data": {"dataset": "digits", "image_size": 8, "batch_size": 256, "val_fraction": 0.5},
+    "epochs": 2,
+    "precision": "fp32",
+    "resources": {"gpus": 0, "cpu_threads": 1},
+    "checkpoint": {"keep_last": 1, "keep_best": 1},
+}
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> str:
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(SPEC))
+    return str(path)
+
+
+def interrupt_when_trained(run_dir: Path, ended: threading.Event) -> threading.Thread:
+    """Send this process Ctrl-C as soon as the run has written its first metrics."""
+
+    def watch() -> None:
+        while not ended.wait(0.005):
+            if (run_dir / "metrics.jsonl").exists() and (run_dir / "metrics.jsonl").stat().st_size > 0:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def points(run_dir: Path) -> list[dict[str, float]]:
+    """All points but their speeds, which no two runs share."""
+    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in point.items() if name != "images_per_s"} for point in found]
+
+
+def newest_weights(run_dir: Path) -> str:
+    newest = max(run_dir.glob("checkpoints/a*/step-*"), key=lambda path: path.name)
+    return hashlib.sha256((newest / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_run_that_was_interrupted_ends_as_one_that_was_not(spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert main(["train", spec, "--run-dir", str(whole)]) == 0
+    printed = Path(capsys.readouterr().out.strip())
+    assert printed.name == "model.safetensors"
+    assert printed.is_file()
+
+    ended = threading.Event()
+    watcher = interrupt_when_trained(broken, ended)
+    assert main(["train", spec, "--run-dir", str(broken)]) == 130
+    ended.set()
+    watcher.join()
+    assert "The same command goes on from here" in capsys.readouterr().err
+    assert main(["train", spec, "--run-dir", str(broken)]) == 0
+    assert "Going on from step-" in capsys.readouterr().err
+
+    assert newest_weights(broken) == newest_weights(whole)
+    assert points(broken) == points(whole)
+    assert len(list(whole.glob("checkpoints/a1/step-*"))) <= 2, "the newest and the best are kept, as the spec says"
+
+
+def test_a_directory_of_another_spec_is_refused_with_the_difference(spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"spec": {**SPEC, "epochs": 5}, "cpu_threads": 1}))
+    assert main(["train", spec, "--run-dir", str(tmp_path / "run")]) == 1
+    assert "epochs" in capsys.readouterr().err
+
+
+def test_a_directory_in_use_is_refused(spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["train", spec, "--run-dir", str(tmp_path)]) == 1
+    assert "another run is using it" in capsys.readouterr().err
+
+
+def test_a_bad_spec_is_refused_with_every_violation(spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", spec, "--run-dir", str(tmp_path / "run"), "--set", "loss.alpha=1.4", "--set", "epoch=3"]) == 3
+    told = capsys.readouterr().err
+    assert "/loss/alpha  must be at most 1" in told
+    assert "/epoch  no such field" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_fails_says_why_and_what_to_try(spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--set", "data={dataset: class_folder, path: nowhere}", "--data-root", str(tmp_path)]
+    assert main(["train", spec, "--run-dir", str(tmp_path / "run"), *arguments]) == 1
+    told = capsys.readouterr().err
+    assert "Failed (data_missing)" in told
+    assert "Try: " in told
