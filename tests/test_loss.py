@@ -138,6 +138,17 @@ def test_alpha_0_is_the_limit_of_small_alpha(case: Case) -> None:
     assert_close(pgt(case, 0.0)[1], pgt(case, 1e-12)[1], max(1e-10, TOLERANCES[case.logits.dtype]), least=mean_target_mass(case))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("ignored", [0.5, 1.0])
+def test_ignored_places_count_as_torch_counts_them(ignored: float, weighted: bool, smoothing: float, reduction: str) -> None:
+    """All of them ignored, torch's mean is NaN and its gradient 0."""
+    case = make_case(ignored=ignored, weighted=weighted, label_smoothing=smoothing, reduction=reduction)
+    for actual, expected in zip(pgt(case, 0.3), oracle(case, 0.3), strict=True):
+        assert_close(actual, expected, 1e-13)
+
+
 def test_alpha_0_takes_uniform_probabilities() -> None:
     logits = torch.randn(3, 4, requires_grad=True)
     torch.autograd.backward(power_grad_cross_entropy(logits, torch.tensor([0, 1, 2]), alpha=0.0, reduction="sum"))
@@ -417,7 +428,7 @@ def test_fp16_gradients_below_its_smallest_number_survive_a_loss_scale() -> None
 @pytest.mark.parametrize("road", ROADS, ids=str)
 def test_cuda_gives_the_gradient_of_the_cpu(road: dict[str, Any]) -> None:
     case = make_case(dtype=torch.float32, **road)
-    options = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in case.options.items()}
+    options: dict[str, Any] = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in case.options.items()}
     value, grad = pgt(case, 0.3)
     logits = case.logits.cuda().requires_grad_()
     loss = power_grad_cross_entropy(logits, case.target.cuda(), alpha=0.3, **options)
