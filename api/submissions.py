@@ -18,8 +18,7 @@ import structlog
 from api import errors
 from api.errors import RETRY_AFTER_S, Refused
 from powergrad.jobs import lifecycle, queries
-from powergrad.jobs.errors import JobError
-from powergrad.jobs.lifecycle import Submission
+from powergrad.jobs.lifecycle import Submission, Submitted
 from powergrad.jobs.store import Store, Tx
 
 MOST_TOGETHER = 64  # a group's transaction stays in the tens of milliseconds, so that workers' writes get in between
@@ -94,7 +93,7 @@ class Submissions:
     def _settle(self, group: Sequence[Submission]) -> list[Result]:
         try:
             with self._store.write() as tx:
-                return [_submit(tx, new) for new in group]
+                return _submit(tx, group)
         except Exception as error:  # noqa: BLE001 - it is the callers' to hear
             if len(group) == 1:
                 return [error]
@@ -102,12 +101,10 @@ class Submissions:
             return [result for new in group for result in self._settle([new])]
 
 
-def _submit(tx: Tx, new: Submission) -> Result:
-    try:
-        submitted = lifecycle.submit(tx, new)
-    except JobError as error:
-        return error  # a decision, taken before anything was written: the others of the group are untouched
-    return Stored(queries.get(tx, submitted.job_id, owner=new.owner), submitted.replayed)
+def _submit(tx: Tx, group: Sequence[Submission]) -> list[Result]:
+    results = lifecycle.submit_all(tx, group)
+    shown = queries.get_all(tx, [result.job_id for result in results if isinstance(result, Submitted)])
+    return [Stored(shown[result.job_id], result.replayed) if isinstance(result, Submitted) else result for result in results]
 
 
 def _deliver(group: Sequence[_Waiting], results: Sequence[Result]) -> None:

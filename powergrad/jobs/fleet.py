@@ -6,13 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, delete, func, select, update
+from sqlalchemy import and_, bindparam, delete, func, select, update
 
 from powergrad.jobs.store import Tx, rfc3339
 from powergrad.jobs.tables import IS_OWNED, catalogue, jobs, workers
 
 ALIVE_S = 30.0  # a worker is alive while its heartbeat is younger
 FORGOTTEN_S = 24 * 3600.0
+
+
+# built once, like those of queries.get: every job shown asks it
+_CAPACITY = select(func.count().label("n"), func.coalesce(func.max(workers.c.gpus), 0).label("gpus")).where(
+    workers.c.heartbeat_at >= bindparam("since")
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ def retire(tx: Tx, worker_id: str) -> None:
 
 def capacity(tx: Tx) -> Capacity:
     """What the live workers have."""
-    row = tx.one(select(func.count().label("n"), func.coalesce(func.max(workers.c.gpus), 0).label("gpus")).where(_alive(tx)))
+    row = tx.one(_CAPACITY, {"since": tx.now_ms - int(ALIVE_S * 1000)})
     assert row is not None
     return Capacity(row.n, row.gpus)
 

@@ -80,54 +80,79 @@ def body_hash(body: Any) -> str:
 
 def submit(tx: Tx, new: Submission) -> Submitted:
     """Store a job, its first event and its idempotency key. Raises IdempotencyMismatch."""
-    job_id = f"job_{ULID.from_timestamp(tx.now_ms)}"  # the database's clock: ids sort as created_at does
-    if new.idempotency_key is not None:
-        earlier = _take_key(tx, new, job_id)
-        if earlier is not None:
-            return Submitted(earlier, replayed=True)
+    (result,) = submit_all(tx, [new])
+    if isinstance(result, IdempotencyMismatch):
+        raise result
+    return result
+
+
+def submit_all(tx: Tx, group: Sequence[Submission]) -> list[Submitted | IdempotencyMismatch]:
+    """Store many jobs by a few statements; the result of each, in order. One that is refused takes no other with it."""
+    results: list[Submitted | IdempotencyMismatch] = []
+    fresh: list[tuple[str, Submission]] = []
+    for new in group:
+        job_id = f"job_{ULID.from_timestamp(tx.now_ms)}"  # the database's clock: ids sort as created_at does
+        try:
+            earlier = None if new.idempotency_key is None else _take_key(tx, new, job_id)
+        except IdempotencyMismatch as error:
+            results.append(error)
+            continue
+        results.append(Submitted(earlier or job_id, replayed=earlier is not None))
+        if earlier is None:
+            fresh.append((job_id, new))
+    if fresh:
+        _put_jobs(tx, fresh)
+    return results
+
+
+def _put_jobs(tx: Tx, fresh: Sequence[tuple[str, Submission]]) -> None:
+    tx.run(insert(jobs), [_new_row(tx, job_id, new) for job_id, new in fresh])
+    tx.run(insert(events), [_created(tx, job_id, new) for job_id, new in fresh])
+    labels = [{"job_id": job_id, "key": key, "value": value} for job_id, new in fresh for key, value in new.spec.labels.items()]
+    if labels:
+        tx.run(insert(job_labels), labels)
+
+
+def _new_row(tx: Tx, job_id: str, new: Submission) -> dict[str, Any]:
     spec = new.spec
-    name = spec.name or default_name(spec)
-    tx.run(
-        insert(jobs).values(
-            id=job_id,
-            owner=new.owner,
-            name=name,
-            state=JobState.QUEUED,
-            spec=spec.model_dump(mode="json"),
-            resolved={},
-            gpus=spec.resources.gpus,
-            priority=spec.priority,
-            labels=spec.labels,
-            notes=new.notes,
-            retention={"keep_last": spec.checkpoint.keep_last, "keep_best": spec.checkpoint.keep_best},
-            attempt=0,
-            failures=0,
-            max_attempts=spec.limits.max_attempts,
-            version=1,
-            revision=1,
-            seq=1,
-            trained_ms=0,
-            progress=initial_progress(spec.epochs),
-            latest={},
-            best={},
-            created_at=tx.now_ms,
-            queued_at=tx.now_ms,
-        )
-    )
+    return {
+        "id": job_id,
+        "owner": new.owner,
+        "name": spec.name or default_name(spec),
+        "state": JobState.QUEUED,
+        "spec": spec.model_dump(mode="json"),
+        "resolved": {},
+        "gpus": spec.resources.gpus,
+        "priority": spec.priority,
+        "labels": spec.labels,
+        "notes": new.notes,
+        "retention": {"keep_last": spec.checkpoint.keep_last, "keep_best": spec.checkpoint.keep_best},
+        "attempt": 0,
+        "failures": 0,
+        "max_attempts": spec.limits.max_attempts,
+        "version": 1,
+        "revision": 1,
+        "seq": 1,
+        "trained_ms": 0,
+        "progress": initial_progress(spec.epochs),
+        "latest": {},
+        "best": {},
+        "created_at": tx.now_ms,
+        "queued_at": tx.now_ms,
+    }
+
+
+def _created(tx: Tx, job_id: str, new: Submission) -> dict[str, Any]:
     origin = {"cloned_from": new.cloned_from} if new.cloned_from else {}
-    tx.run(
-        insert(events).values(job_id=job_id, seq=1, at=tx.now_ms, type="created", data={"state": JobState.QUEUED, "name": name, **origin})
-    )
-    _put_labels(tx, job_id, spec.labels)
-    return Submitted(job_id, replayed=False)
+    data = {"state": JobState.QUEUED, "name": new.spec.name or default_name(new.spec), **origin}
+    return {"job_id": job_id, "seq": 1, "at": tx.now_ms, "type": "created", "data": data}
 
 
 def _take_key(tx: Tx, new: Submission, job_id: str) -> str | None:
     """The job stored earlier under this key, or None after taking the key for `job_id`. A concurrent twin waits for our commit here."""
-    statement = tx.insert(idempotency_keys).values(
-        owner=new.owner, key=new.idempotency_key, body_sha256=new.body_sha256, job_id=job_id, created_at=tx.now_ms
-    )
-    if tx.one(statement.on_conflict_do_nothing().returning(idempotency_keys.c.job_id)) is not None:
+    statement = tx.insert(idempotency_keys).on_conflict_do_nothing().returning(idempotency_keys.c.job_id)
+    row = {"owner": new.owner, "key": new.idempotency_key, "body_sha256": new.body_sha256, "job_id": job_id, "created_at": tx.now_ms}
+    if tx.one(statement, row) is not None:
         return None
     held = tx.one(select(idempotency_keys).where(idempotency_keys.c.owner == new.owner, idempotency_keys.c.key == new.idempotency_key))
     if held is None:
@@ -638,9 +663,10 @@ def sweep(tx: Tx) -> Swept:
     """Move on the jobs whose lease has passed, end cancels whose worker is silent. Safe to run any number of times at once."""
     overdue = _overdue(tx)
     moved = []
-    # by id: two sweepers that locked the same jobs in different orders would wait for each other
-    for found in tx.all(select(jobs.c.id).where(overdue).order_by(jobs.c.id)):
-        row = tx.one(_for_update(tx, select(jobs).where(jobs.c.id == found.id, overdue)))
+    # by id: two sweepers that locked the same jobs in different orders would wait for each other; sorted here, because ORDER BY id
+    # makes SQLite walk all jobs ever stored
+    for job_id in sorted(row.id for row in tx.all(select(jobs.c.id).where(overdue))):
+        row = tx.one(_for_update(tx, select(jobs).where(jobs.c.id == job_id, overdue)))
         if row is not None:
             moved.append((row.id, _end_attempt(tx, row, End(Outcome.LOST, _worker_lost(row)))))
     tx.run(delete(idempotency_keys).where(_expired(tx)))

@@ -25,6 +25,7 @@ from sqlalchemy.sql import Executable
 
 BUSY_TIMEOUT_MS = 10_000
 Clock = Callable[[], int]
+Parameters = dict[str, Any] | Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,14 @@ class Tx:
     connection: Connection
     now_ms: int
 
-    def run(self, statement: Executable, parameters: Sequence[dict[str, Any]] | None = None) -> CursorResult[Any]:
+    def run(self, statement: Executable, parameters: Parameters | None = None) -> CursorResult[Any]:
         return self.connection.execute(statement, parameters)
 
-    def one(self, statement: Executable) -> Row[Any] | None:
-        return self.connection.execute(statement).first()
+    def one(self, statement: Executable, parameters: dict[str, Any] | None = None) -> Row[Any] | None:
+        return self.connection.execute(statement, parameters).first()
 
-    def all(self, statement: Executable) -> Sequence[Row[Any]]:
-        return self.connection.execute(statement).all()
+    def all(self, statement: Executable, parameters: dict[str, Any] | None = None) -> Sequence[Row[Any]]:
+        return self.connection.execute(statement, parameters).all()
 
     def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
         """An INSERT that knows ON CONFLICT, which both databases spell alike and SQLAlchemy keeps in the dialects."""
