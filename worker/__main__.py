@@ -10,7 +10,7 @@ from typing import Any
 import setproctitle
 import structlog
 from celery import signals
-from celery.platforms import SecurityWarning
+from celery.exceptions import SecurityWarning
 from pydantic import ValidationError
 
 from powergrad.jobs import logs, migrate

@@ -150,13 +150,20 @@ class WorkerService:
         """Claim and supervise on one slot until nothing is left that fits; how many attempts were supervised."""
         done = 0
         with self.slots.take() as taken:
-            while taken is not None and not self.draining.is_set():
+            while taken is not None and self._may_claim():
                 claim = self._claim(taken)
                 if claim is None:
                     break
                 supervise(self.bench, claim, taken)
                 done += 1
         return done
+
+    def _may_claim(self) -> bool:
+        """Wait for the template: a job claimed before it could start would only hold its lease. False when draining."""
+        while not self.draining.is_set():
+            if self.template.ready.wait(0.2):
+                return not self.draining.is_set()
+        return False
 
     def _claim(self, taken: TakenSlot) -> lifecycle.Claim | None:
         slot = taken.slot
@@ -171,7 +178,6 @@ class WorkerService:
             return lifecycle.claim(tx, offer)
 
     def _look_for_work(self) -> None:
-        self.template.ready.wait()
         while not self._stopping.is_set() and not self.draining.is_set():
             try:
                 self._start_what_nobody_rang_for()

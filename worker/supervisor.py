@@ -13,7 +13,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,12 +80,12 @@ class _Supervision:
 
     def run(self) -> JobState:
         _clear_leftovers(self.run_dir, self.claim)
-        lease = _Lease(self.bench, self.claim.run)
+        lease = _Lease(self.bench, self.claim.run, started_s=self.started_s)
         try:
-            trainer, events_fd, control_fd = self._start(lease.deadline_s)
+            trainer, events_fd = self._start(lease)
         except (OSError, EOFError) as error:
+            lease.stop()
             return self._finish(ends.not_started(error), lease)
-        lease.watch_over(trainer, control_fd, started_s=self.started_s)
         try:
             self._listen(trainer, lease, events_fd)
             exit_code = self._reap(trainer)
@@ -101,7 +100,8 @@ class _Supervision:
 
     # --- the trainer's process
 
-    def _start(self, deadline_s: float) -> tuple[Trainer, int, int]:
+    def _start(self, lease: _Lease) -> tuple[Trainer, int]:
+        """Fork the trainer, with the lease held from before: a template that has just died takes seconds to come back."""
         config = protocol.TrainerConfig(
             run_id=self.claim.run.job_id,
             attempt=self.claim.run.attempt,
@@ -112,32 +112,33 @@ class _Supervision:
             cpu_threads=self.claim.cpu_threads,
             cpus=list(self.taken.slot.cpus),
             resume=self.claim.resume,
-            deadline_s=deadline_s,
+            deadline_s=lease.deadline_s,
         )
         self.log_path.parent.mkdir(exist_ok=True)
         log_fd = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         events_fd, events_out = os.pipe()
         control_in, control_fd = os.pipe()
+        lease.start(control_fd)
         gpu = self.taken.slot.gpu
+        launch = child.Launch(
+            config_json=config.model_dump_json(),
+            title=f"powergrad: trainer {self.claim.run.job_id}",
+            visible_gpu=gpu.uuid if gpu is not None and self.claim.gpus else None,
+            log=log_fd,
+            events=events_out,
+            control=control_in,
+            locks=tuple(self.taken.fds),
+        )
         try:
-            launch = child.Launch(
-                config_json=config.model_dump_json(),
-                title=f"powergrad: trainer {self.claim.run.job_id}",
-                visible_gpu=gpu.uuid if gpu is not None and self.claim.gpus else None,
-                log=log_fd,
-                events=events_out,
-                control=control_in,
-                locks=tuple(self.taken.fds),
-            )
             trainer = self.bench.template.spawn(launch)
         except BaseException:
             os.close(events_fd)
-            os.close(control_fd)
             raise
         finally:
             for fd in (log_fd, events_out, control_in):
                 os.close(fd)
-        return trainer, events_fd, control_fd
+        lease.guard(trainer)
+        return trainer, events_fd
 
     def _listen(self, trainer: Trainer, lease: _Lease, events_fd: int) -> None:
         """Until the trainer has said all it will say: its pipe is closed, or it is gone and the pipe is empty."""
@@ -265,6 +266,7 @@ class _Lease:
 
     bench: Bench
     run: lifecycle.Run
+    started_s: float
     deadline_s: float = 0.0
     state: JobState = JobState.RUNNING
     told_s: float | None = None
@@ -273,21 +275,28 @@ class _Lease:
     _send_lock: threading.Lock = field(default_factory=threading.Lock)
     _control_fd: int = -1
     _booked_s: float = 0.0
-    _kill: Callable[[], None] = lambda: None
+    _trainer: Trainer | None = None
     _thread: threading.Thread | None = None
 
     def __post_init__(self) -> None:
         self.deadline_s = boottime_s() + self._term_s()
+        self._booked_s = self.started_s
 
     def _term_s(self) -> float:
         return self.bench.settings.lease_ttl_s - self.bench.settings.lease_margin_s
 
-    def watch_over(self, trainer: Trainer, control_fd: int, *, started_s: float) -> None:
-        self._control_fd, self._booked_s = control_fd, started_s
-        self._kill = lambda: _kill_group(trainer)
+    def start(self, control_fd: int) -> None:
+        """Renew from now on; the trainer reads orders from the other end of `control_fd`, which is the lease's to close."""
+        self._control_fd = control_fd
         context = structlog.contextvars.get_contextvars()
         self._thread = threading.Thread(target=self._keep, args=(context,), name=f"lease-{self.run.job_id}", daemon=True)
         self._thread.start()
+
+    def guard(self, trainer: Trainer) -> None:
+        """The trainer to kill when the lease ends, or at once if it has."""
+        self._trainer = trainer
+        if self.over.is_set():
+            _kill_group(trainer)
 
     def stop(self) -> None:
         """The trainer is gone: no more renewals, so that the end is written by one thread alone."""
@@ -295,12 +304,14 @@ class _Lease:
         if self._thread is not None:
             self._thread.join()
         with self._send_lock:
-            os.close(self._control_fd)
+            if self._control_fd >= 0:
+                os.close(self._control_fd)
             self._control_fd = -1
 
     def fence(self) -> None:
         self.over.set()
-        self._kill()
+        if self._trainer is not None:
+            _kill_group(self._trainer)
 
     def tell_to_stop(self) -> None:
         """Ask the trainer, once, for a checkpoint and its end."""
