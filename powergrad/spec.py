@@ -239,7 +239,7 @@ class TrainSpec(SpecModel):
     """Exponential moving average of the weights: not available in this release."""
     early_stopping: None = None
     """Stop when the validation metric no longer improves: not available in this release."""
-    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)  # torch's CPU generator looks at no more bits
     """Seed of initial weights, data order and augmentation."""
     deterministic: bool = True
     """Same spec, same machine type and software: same bits."""
