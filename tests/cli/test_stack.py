@@ -206,7 +206,7 @@ def test_a_log_that_has_grown_is_put_aside(tmp_path: Path) -> None:
 
 def test_importing_the_guard_loads_no_library(tmp_path: Path) -> None:
     """It lives as long as the service does: it must stay small."""
-    program = "import json, sys, powergrad.cli.stack; print(json.dumps([*sys.modules]))"
+    program = "import json, sys, powergrad.cli.guard; print(json.dumps([*sys.modules]))"
     printed = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
     packages = {name.partition(".")[0] for name in json.loads(printed)}
     assert packages.isdisjoint({"pydantic", "httpx2", "typer", "rich", "sqlalchemy", "torch", "api", "worker"})
