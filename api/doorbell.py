@@ -37,10 +37,10 @@ class Doorbell:
         self._thread = threading.Thread(target=self._run, name="doorbell", daemon=True)
         self._broker_is_away = False
 
-    def ring(self) -> None:
-        """Say that there is work."""
+    def ring(self, times: int = 1) -> None:
+        """Say that there is work, for so many."""
         with self._changed:
-            self._wanted += 1
+            self._wanted += times
             self._changed.notify()
 
     def is_connected(self) -> bool:

@@ -46,9 +46,9 @@ class _Waiting:
 
 
 class Submissions:
-    """`store` from the event loop; `start` and `stop` frame the thread. committed: called after each commit that made a job."""
+    """`store` from the event loop; `start` and `stop` frame the thread. committed: told after each commit how many jobs it made."""
 
-    def __init__(self, store: Store, committed: Callable[[], None]) -> None:
+    def __init__(self, store: Store, committed: Callable[[int], None]) -> None:
         self._store, self._committed = store, committed
         self._queue: queue.Queue[_Waiting | None] = queue.Queue(MOST_WAITING)
         self._thread = threading.Thread(target=self._run, name="submissions", daemon=True)
@@ -76,8 +76,9 @@ class Submissions:
         while (first := self._queue.get()) is not None:
             group = [first, *self._others()]
             results = self._settle([waiting.new for waiting in group])
-            if any(isinstance(result, Stored) and not result.replayed for result in results):
-                self._committed()
+            made = sum(isinstance(result, Stored) and not result.replayed for result in results)
+            if made:
+                self._committed(made)
             _deliver(group, results)
 
     def _others(self) -> list[_Waiting]:
@@ -103,8 +104,15 @@ class Submissions:
 
 def _submit(tx: Tx, group: Sequence[Submission]) -> list[Result]:
     results = lifecycle.submit_all(tx, group)
-    shown = queries.get_all(tx, [result.job_id for result in results if isinstance(result, Submitted)])
-    return [Stored(shown[result.job_id], result.replayed) if isinstance(result, Submitted) else result for result in results]
+    rows = [result.row for result in results if isinstance(result, Submitted) and result.row is not None]
+    new_jobs = {job["id"]: job for job in queries.shown_new(tx, rows)}
+    return [_stored(tx, result, new_jobs) if isinstance(result, Submitted) else result for result in results]
+
+
+def _stored(tx: Tx, result: Submitted, new_jobs: dict[str, dict[str, Any]]) -> Stored:
+    # a replayed key may name a job of this very group
+    job = new_jobs.get(result.job_id) or queries.get(tx, result.job_id)
+    return Stored(job, result.replayed)
 
 
 def _deliver(group: Sequence[_Waiting], results: Sequence[Result]) -> None:

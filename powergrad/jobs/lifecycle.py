@@ -49,6 +49,8 @@ BEST_BY = "val_top1"
 
 Event = tuple[str, dict[str, Any]]
 
+_INSERT_JOBS, _INSERT_EVENTS = insert(jobs), insert(events)
+
 
 # --- what a user does ------------------------------------------------------------------------------------------------------------
 
@@ -67,10 +69,11 @@ class Submission:
 
 @dataclass(frozen=True)
 class Submitted:
-    """replayed: the job was there before, under the same idempotency key."""
+    """replayed: the job was there before, under the same idempotency key. row: what was stored; None when replayed."""
 
     job_id: str
     replayed: bool
+    row: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
 
 def body_hash(body: Any) -> str:
@@ -89,7 +92,8 @@ def submit(tx: Tx, new: Submission) -> Submitted:
 def submit_all(tx: Tx, group: Sequence[Submission]) -> list[Submitted | IdempotencyMismatch]:
     """Store many jobs by a few statements; the result of each, in order. One that is refused takes no other with it."""
     results: list[Submitted | IdempotencyMismatch] = []
-    fresh: list[tuple[str, Submission]] = []
+    fresh: list[dict[str, Any]] = []
+    born: list[dict[str, Any]] = []
     for new in group:
         job_id = f"job_{ULID.from_timestamp(tx.now_ms)}"  # the database's clock: ids sort as created_at does
         try:
@@ -97,18 +101,21 @@ def submit_all(tx: Tx, group: Sequence[Submission]) -> list[Submitted | Idempote
         except IdempotencyMismatch as error:
             results.append(error)
             continue
-        results.append(Submitted(earlier or job_id, replayed=earlier is not None))
-        if earlier is None:
-            fresh.append((job_id, new))
+        if earlier is not None:
+            results.append(Submitted(earlier, replayed=True))
+            continue
+        fresh.append(_new_row(tx, job_id, new))
+        born.append(_created(tx, fresh[-1], new))
+        results.append(Submitted(job_id, replayed=False, row=fresh[-1]))
     if fresh:
-        _put_jobs(tx, fresh)
+        _put_jobs(tx, fresh, born)
     return results
 
 
-def _put_jobs(tx: Tx, fresh: Sequence[tuple[str, Submission]]) -> None:
-    tx.run(insert(jobs), [_new_row(tx, job_id, new) for job_id, new in fresh])
-    tx.run(insert(events), [_created(tx, job_id, new) for job_id, new in fresh])
-    labels = [{"job_id": job_id, "key": key, "value": value} for job_id, new in fresh for key, value in new.spec.labels.items()]
+def _put_jobs(tx: Tx, fresh: list[dict[str, Any]], born: list[dict[str, Any]]) -> None:
+    tx.run(_INSERT_JOBS, fresh)
+    tx.run(_INSERT_EVENTS, born)
+    labels = [{"job_id": row["id"], "key": key, "value": value} for row in fresh for key, value in row["labels"].items()]
     if labels:
         tx.run(insert(job_labels), labels)
 
@@ -142,10 +149,10 @@ def _new_row(tx: Tx, job_id: str, new: Submission) -> dict[str, Any]:
     }
 
 
-def _created(tx: Tx, job_id: str, new: Submission) -> dict[str, Any]:
+def _created(tx: Tx, row: dict[str, Any], new: Submission) -> dict[str, Any]:
     origin = {"cloned_from": new.cloned_from} if new.cloned_from else {}
-    data = {"state": JobState.QUEUED, "name": new.spec.name or default_name(new.spec), **origin}
-    return {"job_id": job_id, "seq": 1, "at": tx.now_ms, "type": "created", "data": data}
+    data = {"state": row["state"], "name": row["name"], **origin}
+    return {"job_id": row["id"], "seq": 1, "at": tx.now_ms, "type": "created", "data": data}
 
 
 def _take_key(tx: Tx, new: Submission, job_id: str) -> str | None:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, func, or_, select
@@ -27,9 +28,7 @@ MAX_POSITION = 1000  # counted no further: "1000" then means "at least"
 
 # Built once: to build one of these statements and its cache key costs SQLAlchemy four times what it costs to run it
 _JOB = select(jobs).where(jobs.c.id == bindparam("id"), jobs.c.owner == bindparam("owner"))
-_JOBS = select(jobs).where(jobs.c.id.in_(bindparam("ids", expanding=True)))
-_ATTEMPTS = select(attempts).where(attempts.c.job_id.in_(bindparam("ids", expanding=True))).order_by(attempts.c.job_id, attempts.c.number)
-_QUEUE_HEAD = select(jobs.c.id).where(IS_QUEUED).order_by(jobs.c.priority.desc(), jobs.c.queued_at, jobs.c.id).limit(MAX_POSITION - 1)
+_ATTEMPTS = select(attempts).where(attempts.c.job_id == bindparam("id")).order_by(attempts.c.number)
 _SOONER = or_(
     jobs.c.priority > bindparam("priority"),
     and_(
@@ -40,6 +39,7 @@ _SOONER = or_(
         ),
     ),
 )
+_UNSET: dict[str, Any] = dict.fromkeys(jobs.c.keys())
 _AHEAD = select(func.count()).select_from(select(jobs.c.id).where(IS_QUEUED, _SOONER).limit(MAX_POSITION - 1).subquery())
 
 
@@ -69,18 +69,25 @@ def get(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> dict[str, Any]:
     row = tx.one(_JOB, {"id": job_id, "owner": owner})
     if row is None:
         raise JobNotFound(job_id)
-    made = tx.all(_ATTEMPTS, {"ids": [job_id]})
+    made = tx.all(_ATTEMPTS, {"id": job_id})
     return _job(row, made, fleet.capacity(tx), tx.now_ms, position=_position(tx, row))
 
 
-def get_all(tx: Tx, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Jobs as JSON by id, like `get` of each, in four queries. Jobs that are gone are left out."""
-    rows = tx.all(_JOBS, {"ids": list(job_ids)})
-    made: dict[str, list[Row[Any]]] = {}
-    for attempt in tx.all(_ATTEMPTS, {"ids": list(job_ids)}):
-        made.setdefault(attempt.job_id, []).append(attempt)
-    capacity, positions = fleet.capacity(tx), _positions(tx, rows)
-    return {row.id: _job(row, made.get(row.id, []), capacity, tx.now_ms, position=positions[row.id]) for row in rows}
+def shown_new(tx: Tx, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Jobs that this transaction has just stored, as `get` would show each, without reading them back."""
+    capacity, positions = fleet.capacity(tx), _new_positions(tx, rows)
+    return [_job(SimpleNamespace(**_UNSET | row), (), capacity, tx.now_ms, position=positions[row["id"]]) for row in rows]
+
+
+def _new_positions(tx: Tx, rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Places of jobs stored together: of each priority only the first is counted, as the others follow it."""
+    positions: dict[str, int] = {}
+    for priority in {row["priority"] for row in rows}:
+        line = sorted((row for row in rows if row["priority"] == priority), key=lambda row: (row["queued_at"], row["id"]))
+        first = _position(tx, SimpleNamespace(**line[0]))
+        assert first is not None, "a new job is queued"
+        positions |= {row["id"]: min(first + place, MAX_POSITION) for place, row in enumerate(line)}
+    return positions
 
 
 def etag(job: dict[str, Any]) -> str:
@@ -144,7 +151,9 @@ def _sorted(tx: Tx, query: Select[Any], sort: str, *, after: str | None, owner: 
     return query.order_by(value.is_(None), value.desc() if falling else value.asc(), jobs.c.id.desc())
 
 
-def _job(row: Row[Any], made: Sequence[Row[Any]], capacity: fleet.Capacity, now_ms: int, *, position: int | None) -> dict[str, Any]:
+def _job(
+    row: Row[Any] | SimpleNamespace, made: Sequence[Row[Any]], capacity: fleet.Capacity, now_ms: int, *, position: int | None
+) -> dict[str, Any]:
     return {
         "id": row.id,
         "object": "job",
@@ -186,7 +195,7 @@ def _attempt(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def _waiting_for(row: Row[Any], capacity: fleet.Capacity, now_ms: int) -> str | None:
+def _waiting_for(row: Row[Any] | SimpleNamespace, capacity: fleet.Capacity, now_ms: int) -> str | None:
     """Why a queued job does not run, in words; None when it is not queued."""
     if row.state != JobState.QUEUED:
         return None
@@ -199,19 +208,11 @@ def _waiting_for(row: Row[Any], capacity: fleet.Capacity, now_ms: int) -> str | 
     return "a free slot"
 
 
-def _position(tx: Tx, row: Row[Any]) -> int | None:
+def _position(tx: Tx, row: Row[Any] | SimpleNamespace) -> int | None:
     """Place in the queue, 1 is next; counted to MAX_POSITION."""
     if row.state != JobState.QUEUED:
         return None
     return int(tx.run(_AHEAD, {"priority": row.priority, "queued_at": row.queued_at, "id": row.id}).scalar_one()) + 1
-
-
-def _positions(tx: Tx, rows: Sequence[Row[Any]]) -> dict[str, int | None]:
-    """The place of each: of a few counted, of many read off the head of the queue."""
-    if len(rows) <= 4:  # the head costs about as much as counting for five
-        return {row.id: _position(tx, row) for row in rows}
-    head = {found.id: place for place, found in enumerate(tx.all(_QUEUE_HEAD), start=1)}
-    return {row.id: head.get(row.id, MAX_POSITION) if row.state == JobState.QUEUED else None for row in rows}
 
 
 # --- events and checkpoints ------------------------------------------------------------------------------------------------------
