@@ -1,0 +1,98 @@
+"""The migrations make what the code's tables say, from nothing, once, however many start at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, text
+
+from powergrad.jobs.migrate import _config, is_current, migrate
+from powergrad.jobs.store import Store
+from powergrad.jobs.tables import metadata
+from tests.jobs.builders import at_once, submit
+
+
+def test_the_migrated_schema_is_the_codes_own(empty_database_url: str) -> None:
+    store = Store(empty_database_url)
+    assert not is_current(store)
+    migrate(store)
+    assert is_current(store)
+    with store.engine.connect() as connection:
+        # alembic does not see into SQLite's indexes: they are compared below, as SQL
+        options = {
+            "compare_type": True,
+            "compare_server_default": True,
+            "include_object": lambda *found: not store.is_sqlite or found[2] != "index",
+        }
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
+    store.close()
+
+
+def test_the_migrated_indexes_are_the_codes_own(tmp_path: Path) -> None:
+    migrated, created = Store(f"sqlite:///{tmp_path}/migrated.db"), Store(f"sqlite:///{tmp_path}/created.db")
+    migrate(migrated)
+    metadata.create_all(created.engine)
+    assert indexes(migrated) == indexes(created) != set()
+    migrated.close()
+    created.close()
+
+
+def indexes(store: Store) -> set[str]:
+    with store.read() as tx:
+        return {row.sql for row in tx.all(text("SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"))}
+
+
+def test_the_schema_can_be_taken_back(empty_database_url: str) -> None:
+    store = Store(empty_database_url)
+    migrate(store)
+    with store.engine.connect().execution_options(writes=True) as connection, connection.begin():
+        config = _config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+    assert set(inspect(store.engine).get_table_names()) == {"alembic_version"}
+    migrate(store)
+    submit(store)
+    store.close()
+
+
+def test_many_may_migrate_at_once_and_again(empty_database_url: str) -> None:
+    def once() -> bool:
+        store = Store(empty_database_url)
+        migrate(store)
+        store.close()
+        return True
+
+    assert all(at_once([once] * 4))
+    store = Store(empty_database_url)
+    job_id = submit(store)
+    migrate(store)
+    assert job_id
+    store.close()
+
+
+def test_the_command_migrates_from_any_directory(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/cli.db"
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "powergrad.jobs.migrate", "--database-url", url],
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    store = Store(url)
+    assert is_current(store)
+    store.close()
+
+
+def test_the_command_says_what_it_needs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "powergrad.jobs.migrate"], env={"PATH": ""}, capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert b"POWERGRAD_DATABASE_URL" in done.stderr

@@ -1,0 +1,263 @@
+"""Workers, users and sweepers act on a few jobs at random; after every step the history must hold together.
+
+One thread and a clock that the machine turns make every failure repeatable: hypothesis prints the shortest story that breaks a rule.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from sqlalchemy import event, select
+
+from powergrad import protocol
+from powergrad.jobs import lifecycle, metrics, queries
+from powergrad.jobs.errors import Fenced, IllegalMove
+from powergrad.jobs.lifecycle import Claim, Run
+from powergrad.jobs.states import MOVES, OWNED, TERMINAL, JobState, Outcome, ReasonCode
+from powergrad.jobs.store import Store
+from powergrad.jobs.tables import attempts, events, jobs
+from tests.jobs import builders as b
+from tests.stores import FakeClock
+
+WORKERS = 4
+EPOCHS = 3
+STEPS = EPOCHS * b.STEPS_PER_EPOCH
+MAX_ATTEMPTS = 3
+MIGRATED: list[Path] = []
+picks = st.integers(0, 99)
+
+
+@dataclass
+class Worker:
+    """What a supervisor and its trainer believe. It may be wrong: that is what fences are for."""
+
+    name: str
+    claim: Claim | None = None
+    step: int = 0
+    planned: bool = False
+
+
+class History(RuleBasedStateMachine):
+    @initialize()
+    def start(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="powergrad-sim-"))
+        shutil.copy(MIGRATED[0], self.folder / "jobs.db")
+        self.clock = FakeClock()
+        self.store = Store(f"sqlite:///{self.folder}/jobs.db", clock=self.clock, pool_size=1)
+        event.listen(self.store.engine, "connect", _careless)
+        self.workers = [Worker(f"w{n}") for n in range(WORKERS)]
+        self.accepted: list[str] = []
+        self.checked: dict[str, int] = {}
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            self.calm_down()
+            self.store.close()
+            shutil.rmtree(self.folder)
+
+    # --- users
+
+    @rule(priority=st.integers(0, 9), owner=st.sampled_from(["local", "ada"]))
+    def submit(self, priority: int, owner: str) -> None:
+        if len(self.accepted) < 6:
+            limits = {"max_attempts": MAX_ATTEMPTS}
+            self.accepted.append(b.submit(self.store, priority=priority, owner=owner, epochs=EPOCHS, limits=limits))
+            self.clock.advance(0.001)
+
+    @precondition(lambda self: self.accepted)
+    @rule(pick=picks, action=st.sampled_from(["cancel", "pause", "resume", "resume", "retry", "retry"]))
+    def act(self, pick: int, action: str) -> None:
+        job_id = self.accepted[pick % len(self.accepted)]
+        row = b.row(self.store, job_id)
+        try:
+            b.do(self.store, getattr(lifecycle, action), job_id, owner=row.owner)
+        except IllegalMove:
+            assert b.row(self.store, job_id) == row
+
+    # --- workers
+
+    @rule(pick=picks)
+    def claim(self, pick: int) -> None:
+        worker = self.workers[pick % WORKERS]
+        if worker.claim is None:
+            worker.claim = b.claim(self.store, replace(b.OFFER, worker=worker.name))
+            worker.planned = False
+
+    @rule(pick=picks, steps=st.integers(1, 12))
+    def train(self, pick: int, steps: int) -> None:
+        """The trainer says something: its plan first, then steps, with an evaluation and a checkpoint after every epoch."""
+        worker = self.busy(pick)
+        if worker is None or worker.claim is None:
+            return
+        run, resume, messages = worker.claim.run, worker.claim.resume, list[protocol.Message]()
+        if not worker.planned:
+            worker.step = resume[0].step if resume else 0
+            messages.append(b.plan(resumed_step=worker.step, epochs=EPOCHS))
+        for number in range(worker.step + 1, min(worker.step + steps, STEPS) + 1):
+            messages.append(b.step(number))
+            if number % b.STEPS_PER_EPOCH == 0:
+                messages += [b.evaluation(number, (number * 37 % 100) / 100), b.checkpoint(number, attempt=run.attempt)]
+        with self.fenced_off(worker, run):
+            assert b.record(self.store, run, *messages) in OWNED
+            b.do(self.store, lifecycle.prune, run)
+        worker.planned, worker.step = True, min(worker.step + steps, STEPS)
+
+    @rule(pick=picks)
+    def renew(self, pick: int) -> None:
+        worker = self.busy(pick)
+        if worker is not None and worker.claim is not None:
+            with self.fenced_off(worker, worker.claim.run):
+                b.do(self.store, lifecycle.renew, worker.claim.run, trained_ms=10)
+
+    @rule(pick=picks, code=st.sampled_from([None, None, *ReasonCode]))
+    def finish(self, pick: int, code: ReasonCode | None) -> None:
+        worker = self.busy(pick)
+        if worker is None or worker.claim is None:
+            return
+        done = worker.planned and worker.step == STEPS
+        outcome = Outcome.FAILED if code is not None else Outcome.SUCCEEDED if done else Outcome.STOPPED
+        with self.fenced_off(worker, worker.claim.run):
+            b.finish(self.store, worker.claim.run, outcome, code)
+        worker.claim = None
+
+    @rule(pick=picks)
+    def die(self, pick: int) -> None:
+        self.workers[pick % WORKERS].claim = None
+
+    # --- anybody
+
+    @rule(seconds=st.sampled_from([0.1, 3.0, 8.0, 31.0, 300.0]))
+    def wait(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule()
+    def sweep(self) -> None:
+        b.do(self.store, lifecycle.sweep)
+        with self.store.read() as tx:
+            assert not lifecycle.needs_sweep(tx)
+
+    def busy(self, pick: int) -> Worker | None:
+        found = [worker for worker in self.workers if worker.claim is not None]
+        return found[pick % len(found)] if found else None
+
+    @contextmanager
+    def fenced_off(self, worker: Worker, run: Run) -> Iterator[None]:
+        """A write of a run: it goes through exactly when the job is still that attempt's, and then the worker goes on."""
+        row = b.row(self.store, run.job_id)
+        owned = row.attempt == run.attempt and row.state in OWNED
+        try:
+            yield
+        except Fenced:
+            assert not owned
+            assert b.row(self.store, run.job_id) == row
+            worker.claim = None
+        else:
+            assert owned
+
+    # --- what must hold
+
+    @invariant()
+    def everything_holds(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        with self.store.read() as tx:
+            rows = tx.all(select(jobs))
+            assert sorted(row.id for row in rows) == sorted(self.accepted)
+            for row in rows:
+                if self.checked.get(row.id) == row.revision:
+                    continue  # nothing of it has changed since the last look
+                self.checked[row.id] = row.revision
+                made = tx.all(select(attempts).where(attempts.c.job_id == row.id).order_by(attempts.c.number))
+                happened = tx.all(select(events).where(events.c.job_id == row.id).order_by(events.c.seq))
+                check_row(row)
+                check_attempts(row, made)
+                check_events(row, happened)
+                for name in metrics.names(tx, row.id):
+                    check_steps(name, metrics.read(tx, row.id, name).steps)
+                for found in queries.list_checkpoints(tx, row.id, owner=row.owner):
+                    assert found["step"] <= row.progress["step"] or row.state not in OWNED
+
+    def calm_down(self) -> None:
+        """When nobody interferes any more, every accepted job ends or waits for its user."""
+        for worker in self.workers:
+            worker.claim = None
+        for _ in range(20 * MAX_ATTEMPTS):
+            self.clock.advance(400)
+            self.sweep()
+            found = b.claim(self.store)
+            if found is not None:
+                resumed = found.resume[0].step if found.resume else 0
+                rest = [b.step(number) for number in range(resumed + 1, STEPS + 1)]
+                b.record(self.store, found.run, b.plan(resumed_step=resumed, epochs=EPOCHS), *rest)
+                b.finish(self.store, found.run)
+                self.everything_holds()
+                with self.store.read() as tx:
+                    assert metrics.read(tx, found.run.job_id, "train_loss").steps == list(range(1, STEPS + 1))
+        with self.store.read() as tx:
+            for row in tx.all(select(jobs)):
+                assert JobState(row.state) in TERMINAL | {JobState.PAUSED}
+
+
+def check_row(row: Any) -> None:
+    state = JobState(row.state)
+    assert (row.lease_until is not None) == (row.worker is not None) == (state in OWNED)
+    assert (row.finished_at is not None) == (state in TERMINAL)
+    assert (row.reason is not None) == (state is JobState.FAILED)
+    assert row.failures <= row.attempt
+    assert 0.0 <= row.progress["fraction"] <= 1.0
+    if state is JobState.SUCCEEDED:
+        assert row.progress["step"] == STEPS
+
+
+def check_attempts(row: Any, made: Any) -> None:
+    assert [attempt.number for attempt in made] == list(range(1, row.attempt + 1))
+    open_ones = [attempt for attempt in made if attempt.ended_at is None]
+    assert [attempt.number for attempt in open_ones] == ([row.attempt] if row.state in OWNED else [])
+    assert all((attempt.outcome is None) == (attempt.ended_at is None) for attempt in made)
+    assert all(attempt.worker == row.worker for attempt in open_ones)
+
+
+def check_events(row: Any, happened: Any) -> None:
+    assert [found.seq for found in happened] == list(range(1, row.seq + 1))
+    state = JobState.QUEUED
+    attempt = 0
+    for found in happened:
+        if found.type == "claimed":
+            attempt += 1
+        if found.type == "state":
+            assert JobState(found.data["from"]) is state
+            assert JobState(found.data["to"]) in MOVES[state]
+            state = JobState(found.data["to"])
+        if "attempt" in found.data:
+            assert found.data["attempt"] == attempt  # nothing is ever told by an attempt that is over
+    assert state == row.state
+
+
+def check_steps(name: str, steps: list[int]) -> None:
+    first = steps[0] if steps else 0
+    apart = b.STEPS_PER_EPOCH if name.startswith("val_") else 1
+    assert steps == list(range(first, first + len(steps) * apart, apart))
+    assert first in (0, apart)
+
+
+def _careless(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA synchronous=OFF")
+
+
+@pytest.fixture(autouse=True)
+def _migrated(sqlite_file: Path) -> None:
+    MIGRATED[:] = [sqlite_file]
+
+
+TestHistory = History.TestCase
+TestHistory.settings = settings(max_examples=60, stateful_step_count=60)
