@@ -11,10 +11,11 @@ import os
 
 import setproctitle
 
-from powergrad import trainer
+from powergrad.process import die_with_parent
 
 PID = os.getpid()
+die_with_parent(os.getppid())  # before the slow imports; a parent that is gone already shows as the end of the forkserver's own pipe
 
-for _name in trainer.PRELOAD:
+for _name in ("powergrad.trainer", "powergrad.preload"):
     importlib.import_module(_name)
 setproctitle.setproctitle("powergrad: template")

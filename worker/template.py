@@ -7,10 +7,13 @@ kept: it ends the moment its template does, so the keeper thread notices at once
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
 from collections.abc import Callable
-from multiprocessing.connection import wait
+from concurrent.futures import Future
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from queue import SimpleQueue
 from typing import Any
 
 import structlog
@@ -47,39 +50,40 @@ class Trainer:
 class Template:
     """Keeps a template process with torch imported, and starts trainers from it.
 
-    on_ready: called, from the keeper's thread, with what the standby told: template_pid, models, datasets.
+    Every process is started by the keeper's thread, because the kernel's death signal follows the thread that made a child: a template
+    made by a supervisor's thread would die with that thread. on_ready: called from the keeper's thread with what the standby told:
+    template_pid, models, datasets.
     """
 
     def __init__(self, on_ready: Callable[[dict[str, Any]], None]) -> None:
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["powergrad.template"])
         self._on_ready = on_ready
-        self._lock = threading.Lock()
+        self._exit_lock = threading.Lock()
         self._stopping = threading.Event()
-        self._goodbye: Any = None
+        self._wanted: SimpleQueue[tuple[child.Launch, Future[Trainer]]] = SimpleQueue()
+        self._bell_in, self._bell_out = os.pipe()
         self.ready = threading.Event()
-        # The forkserver ends with the pipe it shares with us, not with the thread that made it, but its first start takes seconds:
-        # a thread of its own, which lives as long as the process does.
         self._keeper = threading.Thread(target=self._keep, name="template-keeper", daemon=True)
 
     def start(self) -> None:
         self._keeper.start()
 
     def stop(self) -> None:
-        """Let the standby go; the forkserver ends with this process."""
+        """Let the standby go; the template ends with this process."""
         self._stopping.set()
-        with self._lock:
-            if self._goodbye is not None:
-                self._goodbye.close()
-                self._goodbye = None
+        self._ring()
         self._keeper.join(timeout=10)
 
     def spawn(self, launch: child.Launch) -> Trainer:
-        """Fork a trainer; a template that has died is started again first (seconds)."""
-        with self._lock:
-            process = self._context.Process(target=child.train, args=(launch,))
-            process.start()
-        return Trainer(process, self._lock)
+        """Fork a trainer; a template that has died is started again first (seconds). Raises OSError or EOFError when that fails."""
+        started: Future[Trainer] = Future()
+        self._wanted.put((launch, started))
+        self._ring()
+        return started.result()
+
+    def _ring(self) -> None:
+        os.write(self._bell_out, b".")
 
     def _keep(self) -> None:
         while not self._stopping.is_set():
@@ -88,21 +92,46 @@ class Template:
             except (OSError, EOFError) as error:
                 log.warning("template: start failed", error=repr(error))
             self.ready.clear()
-            if self._stopping.wait(RESTART_PAUSE_S):
-                return
-            log.warning("template died: starting another")
+            if not self._stopping.wait(RESTART_PAUSE_S):
+                log.warning("template died: starting another")
 
     def _watch_one_standby(self) -> None:
-        ours, theirs = self._context.Pipe(duplex=True)
-        with self._lock:
-            process = self._context.Process(target=child.standby, args=(theirs,))
+        """Serve requests until the standby ends, and with it the template."""
+        line, theirs = self._context.Pipe(duplex=True)
+        with line:
+            standby = self._start(child.standby, theirs)
+            theirs.close()
+            sources: list[Any] = [standby.sentinel, self._bell_in, line]
+            while not self._stopping.is_set():
+                heard = wait(sources)
+                if line in heard:
+                    sources.remove(line)
+                    self._hear(line)
+                if self._bell_in in heard:
+                    self._serve()
+                if standby.sentinel in heard:
+                    return
+
+    def _hear(self, line: Connection) -> None:
+        try:
+            told = line.recv()
+        except EOFError:  # it ended before it had anything to say
+            return
+        self._on_ready(told)
+        self.ready.set()
+        log.info("template ready", pid=told["template_pid"])
+
+    def _serve(self) -> None:
+        os.read(self._bell_in, 4096)
+        while not self._wanted.empty():
+            launch, started = self._wanted.get()
+            try:
+                started.set_result(self._start(child.train, launch))
+            except (OSError, EOFError) as error:
+                started.set_exception(error)
+
+    def _start(self, target: Callable[[Any], None], argument: Any) -> Trainer:
+        with self._exit_lock:  # starting a process also looks at the exit codes of the others
+            process = self._context.Process(target=target, args=(argument,))
             process.start()
-            self._goodbye = ours
-        theirs.close()
-        standby = Trainer(process, self._lock)
-        if wait([ours, standby.sentinel]) and ours.poll():
-            told = ours.recv()
-            self._on_ready(told)
-            self.ready.set()
-            log.info("template ready", pid=told["template_pid"])
-        standby.wait()
+        return Trainer(process, self._exit_lock)

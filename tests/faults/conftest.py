@@ -1,0 +1,191 @@
+"""A whole stack as a user starts it (`powergrad up`), to be hurt from outside: by signals, and through its own API."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from powergrad.cli.stack import free_port, socket_path
+from powergrad.client import ApiError, Client, Unreachable
+from powergrad.client.models import Event
+from tests.worker.conftest import tiny_spec, until
+
+LEASE = {
+    "POWERGRAD_LEASE_TTL_S": "8",
+    "POWERGRAD_LEASE_MARGIN_S": "1",
+    "POWERGRAD_HEARTBEAT_S": "1",
+    "POWERGRAD_LOOK_S": "0.1",
+    "POWERGRAD_POLL_S": "0.5",
+    "POWERGRAD_SWEEP_S": "0.5",
+}
+READY_S = 120.0
+
+
+@dataclass
+class Site:
+    """One data directory with a stack on it that can be stopped and started again."""
+
+    data_dir: Path
+    port: int
+    up: subprocess.Popen[bytes] | None = None
+    client: Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.client = Client(f"http://127.0.0.1:{self.port}", retries=0)
+
+    def start(self) -> None:
+        log = (self.data_dir.parent / "up.log").open("ab")
+        command = [
+            sys.executable,
+            "-m",
+            "powergrad.cli.main",
+            "up",
+            "--port",
+            str(self.port),
+            "--data-dir",
+            str(self.data_dir),
+            "--slots",
+            "2",
+        ]
+        self.up = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **LEASE}, start_new_session=True)
+        until(self.is_ready, within_s=READY_S)
+
+    def is_ready(self) -> bool:
+        assert self.up is not None
+        assert self.up.poll() is None, (self.data_dir.parent / "up.log").read_text()
+        try:
+            return self.client.health().ready
+        except Unreachable:
+            return False
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> int:
+        assert self.up is not None
+        self.up.send_signal(number)
+        code = self.up.wait(90)
+        self.up = None
+        return code
+
+    def valkey_socket(self) -> Path:
+        return socket_path(self.data_dir)
+
+    # --- what is there
+
+    def processes(self, title: str = "powergrad: ") -> list[psutil.Process]:
+        """Processes of this stack whose title starts so."""
+        assert self.up is not None
+        try:
+            family = psutil.Process(self.up.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+        return [process for process in family if _title(process).startswith(title)]
+
+    def the(self, title: str) -> psutil.Process:
+        found: list[psutil.Process] = until(lambda: self.processes(title))
+        return found[0]
+
+    def valkey(self) -> psutil.Process:
+        assert self.up is not None
+        family = psutil.Process(self.up.pid).children(recursive=True)
+        return next(process for process in family if "valkey-server" in _title(process))
+
+    # --- jobs
+
+    def submit(self, **changes: Any) -> str:
+        return self.client.submit(tiny_spec(**changes)).id
+
+    def until_checkpoint(self, job_id: str) -> None:
+        until(lambda: self.ask(lambda: self.client.checkpoints(job_id)))
+
+    def until_step(self, job_id: str, step: int) -> None:
+        until(lambda: (job := self.ask(lambda: self.client.get(job_id))) and job.progress.step >= step)
+
+    def until_state(self, job_id: str, *states: str, within_s: float = 120.0) -> Any:
+        def arrived() -> Any:
+            job = self.ask(lambda: self.client.get(job_id))
+            return job if job is not None and job.state in states else None
+
+        return until(arrived, within_s=within_s)
+
+    def ask(self, question: Callable[[], Any]) -> Any:
+        """The answer, or None while the API is away."""
+        try:
+            return question()
+        except Unreachable:
+            return None
+        except ApiError as error:
+            if error.status != 503:
+                raise
+            return None
+
+    def weights_sha256(self, job_id: str) -> str:
+        checkpoints = self.client.checkpoints(job_id)
+        return next(checkpoint.sha256 for checkpoint in checkpoints if checkpoint.is_latest)
+
+    def events(self, job_id: str) -> list[Event]:
+        found: list[Event] = []
+        while page := self.client.events(job_id, found[-1].seq if found else 0, limit=1000).data:
+            found += page
+        return found
+
+    def check_history(self, job_id: str) -> None:
+        """The one judge: what every accepted job's record must look like when it has ended."""
+        job = self.client.get(job_id)
+        events = self.events(job_id)
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        assert job.state in {"succeeded", "failed", "cancelled"}
+        assert sum(event.type == "state" and event.data["to"] == job.state for event in events) == 1
+        owner: int | None = None
+        for event in events:
+            if event.type == "claimed":
+                assert owner is None, "two attempts at a time"
+                owner = event.data["attempt"]
+            elif event.type == "attempt_ended":
+                assert owner == event.data["attempt"]
+                owner = None
+            elif event.type in {"metrics", "evaluation", "checkpoint", "plan", "phase"}:
+                assert owner == event.data["attempt"], "written by an attempt that does not own the job"
+        if job.state == "succeeded":
+            steps = self.client.metrics(job_id, names=["val_top1"], points=1000)["data"][0]["steps"]
+            steps_per_epoch = next(event.data["steps_per_epoch"] for event in events if event.type == "plan")
+            epochs = next(event.data["epochs"] for event in events if event.type == "plan")
+            assert steps == [steps_per_epoch * (i + 1) for i in range(epochs)], "a gap or a repeat"
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return ""
+
+
+def gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    made = Site(tmp_path_factory.mktemp("site") / "data", free_port("127.0.0.1"))
+    made.start()
+    with closing(made.client):
+        yield made
+        if made.up is not None:
+            made.stop()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(site: Site) -> str:
+    """sha256 of the weights of a run that nothing happened to."""
+    job_id = site.submit()
+    assert site.until_state(job_id, "succeeded", "failed").state == "succeeded"
+    site.check_history(job_id)
+    return site.weights_sha256(job_id)
