@@ -1,0 +1,141 @@
+"""The commands against the real service, run in this process with their output captured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from powergrad.cli.main import main
+from powergrad.client import Client, Job
+from tests.cli.conftest import endless, tiny
+
+Captured = pytest.CaptureFixture[str]
+
+
+def written(folder: Path, spec: dict[str, object]) -> str:
+    path = folder / "job.json"
+    path.write_text(json.dumps(spec))
+    return str(path)
+
+
+def test_submit_and_wait_ends_with_zero_for_a_success(here: Path, capsys: Captured) -> None:
+    assert main(["submit", written(here, tiny(name="waited")), "--set", "loss.alpha=0.3", "--wait"]) == 0
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "waited  succeeded" in told.err
+    assert "powergrad pull job_" in told.err
+
+
+def test_a_failed_job_ends_with_one_its_reason_and_what_to_try(here: Path, capsys: Captured) -> None:
+    spec = tiny(data={"dataset": "class_folder", "path": "nowhere"}, limits={"max_attempts": 1})
+    assert main(["submit", written(here, spec), "--wait"]) == 1
+    told = capsys.readouterr().err
+    assert "failed" in told
+    assert "nowhere" in told
+    assert "Try: " in told
+
+
+def test_a_cancelled_job_ends_with_two(here: Path, client: Client) -> None:
+    job = client.submit(endless())
+    assert main(["cancel", job.id]) == 0
+    assert main(["watch", job.id]) == 2
+
+
+def test_submit_prints_the_id_alone(here: Path, client: Client, capsys: Captured) -> None:
+    assert main(["submit", written(here, endless())]) == 0
+    job_id = capsys.readouterr().out.strip()
+    assert client.cancel(job_id).id == job_id
+
+
+def test_a_refused_spec_is_three_with_every_place(here: Path, capsys: Captured) -> None:
+    assert main(["submit", written(here, tiny()), "--set", "loss.alpha=1.4", "--set", "epoch=3"]) == 3
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "/loss/alpha  must be at most 1" in told.err
+    assert "/epoch       no such field" in told.err
+
+
+def test_a_dry_run_prints_the_whole_spec(here: Path, capsys: Captured) -> None:
+    assert main(["submit", written(here, tiny()), "--dry-run"]) == 0
+    assert "nesterov" in json.dumps(json.loads(capsys.readouterr().out))
+
+
+@pytest.mark.parametrize("command", ["jobs", "show JOB", "metrics JOB", "workers", "models", "watch JOB"])
+def test_json_is_all_there_is_on_standard_output(here: Path, trained: Job, capsys: Captured, command: str) -> None:
+    assert main([*command.replace("JOB", trained.id).split(), "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)
+    assert told.err == ""
+
+
+def test_a_list_names_the_job_and_its_score(here: Path, trained: Job, capsys: Captured) -> None:
+    assert main(["jobs", "--label", "kept=yes"]) == 0
+    told = capsys.readouterr().out
+    assert trained.id in told
+    assert f"{100 * (trained.metrics.best['val_top1'] or 0):.1f} %" in told
+    assert main(["jobs", "--label", "kept=yes", "-q"]) == 0
+    assert capsys.readouterr().out == f"{trained.id}\n"
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(-8, None), slice(4, None)], ids=["id", "its end", "without job_"])
+def test_part_of_an_id_is_enough(here: Path, trained: Job, capsys: Captured, part: slice) -> None:
+    assert main(["show", trained.id[part], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["id"] == trained.id
+
+
+def test_last_is_the_newest(here: Path, client: Client, capsys: Captured) -> None:
+    job = client.submit(endless())
+    assert main(["cancel", "last"]) == 0
+    assert capsys.readouterr().out.startswith(job.id)
+
+
+def test_an_id_that_fits_many_is_refused(here: Path, client: Client, capsys: Captured) -> None:
+    for _ in range(2):
+        client.cancel(client.submit(endless()).id)
+    assert main(["show", "job_0"]) == 3
+    assert "Give more of the id" in capsys.readouterr().err
+
+
+def test_one_refusal_does_not_keep_the_others_from_their_turn(here: Path, client: Client, trained: Job, capsys: Captured) -> None:
+    job = client.submit(endless())
+    assert main(["cancel", "nonsense", trained.id, job.id]) == 3
+    told = capsys.readouterr()
+    assert told.out.startswith(job.id)
+    assert "nonsense" in told.err
+    assert trained.id in told.err
+
+
+def test_show_tells_reason_scores_and_attempts(here: Path, trained: Job, capsys: Captured) -> None:
+    assert main(["show", trained.id]) == 0
+    told = capsys.readouterr().out
+    for word in ("succeeded", "resnet18 on digits", "val_top1", "attempt", "kept=yes"):
+        assert word in told
+
+
+def test_metrics_and_logs_are_printed(here: Path, trained: Job, capsys: Captured) -> None:
+    assert main(["metrics", trained.id, "--name", "val_top1"]) == 0
+    assert "val_top1" in capsys.readouterr().out
+    assert main(["metrics", trained.id, "--csv", "--name", "val_top1"]) == 0
+    assert capsys.readouterr().out.startswith("step,val_top1\n")
+    assert main(["logs", trained.id, "--tail", "1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert main(["logs", trained.id, "--follow"]) == 0
+    assert "val_top1" in capsys.readouterr().out
+
+
+def test_pull_prints_where_the_weights_are(here: Path, trained: Job, capsys: Captured) -> None:
+    assert main(["pull", trained.id, "-c", "latest", "-o", "weights/mine.safetensors"]) == 0
+    assert capsys.readouterr().out == "weights/mine.safetensors\n"
+    assert (here / "weights" / "mine.safetensors").stat().st_size > 40_000_000
+    assert main(["pull", trained.id, "-c", "step-00000001"]) == 3
+    assert "has no checkpoint 'step-00000001'; it has: step-" in capsys.readouterr().err
+
+
+def test_the_doctor_finds_the_server_ready(here: Path, capsys: Captured) -> None:
+    assert main(["doctor", "--json", "--data-dir", str(here)]) == 0
+    found = {one["subject"]: one for one in json.loads(capsys.readouterr().out)}
+    assert found["server"]["verdict"] == "ok"
+    assert found["torch"]["verdict"] == "ok"
+    assert {one["verdict"] for one in found.values()} <= {"ok", "note"}
