@@ -34,7 +34,7 @@ _CODES = {
     "none_required": "not_available",
 }
 _SHOWN = 200  # characters of an offending value that an error repeats
-_LOOKS = 4  # the spec's models are three deep: a fourth look finds nothing new
+_LOOKS = 5  # fields, then the rules of a section, of a section that stays wrong, of the whole: a further look finds nothing new
 
 
 class ResourcesSpec(SpecModel):
@@ -106,8 +106,9 @@ def _validated(body: Any) -> tuple[JobSpec | None, list[Violation]]:
         return JobSpec.model_validate(body), []
     except ValidationError as error:
         found, wrong = violations_of(error), error
+    told: set[str] = set()
     for _ in range(_LOOKS - 1):
-        body = _without(body, wrong)
+        body = _without(body, wrong, told)
         if body is None:
             break
         try:
@@ -131,16 +132,19 @@ def _context(item: dict[str, Any]) -> dict[str, Any]:
     return item.get("ctx") or {}
 
 
-def _without(body: Any, error: ValidationError) -> dict[str, Any] | None:
-    """A copy of the body less the fields that the errors name; None when it is no object."""
+def _without(body: Any, error: ValidationError, told: set[str]) -> dict[str, Any] | None:
+    """A copy of the body less the fields that the errors name, or less their section where that did not help; None when it is no object."""
     if not isinstance(body, dict):
         return None
     rest = {key: dict(value) if isinstance(value, dict) else value for key, value in body.items()}
     for item in _items(error):
         path = [part for part in _path(item)[:2] if isinstance(part, str)]
         section = rest.get(path[0]) if path else None
-        if len(path) > 1 and isinstance(section, dict) and "tag" not in _context(item):  # of an unknown kind no field is known
+        # of a section of an unknown kind no field is known
+        if len(path) > 1 and isinstance(section, dict) and "tag" not in _context(item) and _pointer(item) not in told:
             section.pop(path[1], None)
+        elif path[:1] == ["data"]:
+            rest["data"] = {"dataset": "digits"}  # the one section that may not be left out
         elif path:
             rest.pop(path[0], None)
     return rest
