@@ -31,9 +31,13 @@ TICK_S = 0.1
 RECIPE: dict[str, Any] = {
     "data": {"dataset": "digits", "image_size": 16, "batch_size": 64},
     "model": {"name": "resnet18"},
-    "optimizer": {"name": "sgd", "lr": 0.05},
-    "epochs": 8,
-    "resources": {"gpus": 0, "cpu_threads": 1},
+    "optimizer": {
+        "name": "sgd",
+        "lr": 0.02,
+    },  # 0.983 to 0.994 with seeds 0 and 1, both alphas; at 0.05 and no warm-up alpha 1 stays at 0.88
+    "schedule": {"name": "cosine", "warmup_epochs": 1},
+    "epochs": 5,
+    "resources": {"gpus": 0, "cpu_threads": 1},  # both at the same time on two cores
     "labels": {"from": "demo"},
 }
 ALPHAS = {"digits-pgt": 0.25, "digits-twin": 1.0}
@@ -156,7 +160,7 @@ def _fetch(stack: Stack, job: Job, folder: Path) -> None:
 
 def _next_steps(data_dir: Path | None) -> None:
     where = f" --data-dir {data_dir}" if data_dir is not None else ""
-    body = json.dumps({"data": {"dataset": "digits"}, "loss": {"alpha": 0.25}, "epochs": 8})
+    body = json.dumps({"data": {"dataset": "digits"}, "loss": {"alpha": 0.25}, "optimizer": {"lr": 0.02}, "epochs": 5})
     console.stdout().print(
         "[bold]Go on[/]\n"
         f"  powergrad up{escape(where)}                      [dim]a server that stays[/]\n"

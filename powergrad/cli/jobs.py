@@ -40,20 +40,20 @@ loss:
 
 optimizer:
   # name: sgd              # sgd or adamw
-  lr: 0.05
+  lr: 0.02
   # momentum: 0.9
   # nesterov: true
   # weight_decay: 5e-4
 
-# schedule:
-#   name: cosine           # cosine, step or constant
-#   warmup_epochs: 0       # default: min(5, epochs // 10)
+schedule:
+  # name: cosine           # cosine, step or constant
+  warmup_epochs: 1         # default: min(5, epochs // 10)
 
 # clip:                    # default: no clipping
 #   mode: agc              # norm, value or agc
 #   value: 0.01
 
-epochs: 8
+epochs: 5
 # precision: auto          # auto, fp32, bf16 or fp16
 # seed: 0
 # deterministic: true      # same spec, same machine type and software: same bits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -47,7 +48,15 @@ class Up:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def part(self, word: str) -> psutil.Process:
-        (found,) = [child for child in psutil.Process(self.process.pid).children() if word in " ".join(child.cmdline())]
+        (found,) = self.parts(word)
+        return found
+
+    def parts(self, word: str) -> list[psutil.Process]:
+        """Living children with this word in their command line or title."""
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # a zombie, waiting to be reaped, counts as that too
+                found += [child] if word in " ".join(child.cmdline()) else []
         return found
 
     def end(self, number: int, *, within_s: float = 60.0) -> int:
@@ -67,7 +76,14 @@ def up(tmp_path: Path) -> Iterator[Up]:
 
 
 def gone(family: list[psutil.Process]) -> bool:
-    return not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in family)
+    return not any(lives(child) for child in family)
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -80,7 +96,7 @@ def test_one_signal_stops_everything_in_order(up: Up, number: int) -> None:
 
 def test_what_runs_writes_a_checkpoint_and_goes_on_at_the_next_start(up: Up, tmp_path: Path) -> None:
     with Client(up.url) as client:
-        job = client.submit(tiny(epochs=30, checkpoint={"every_epochs": 30}))
+        job = client.submit(tiny(epochs=8, checkpoint={"every_epochs": 8}))
         next(one for one in client.changes(job.id, timeout_s=TRAINED_S) if (one.progress.step or 0) > 0)
     family = up.family()
     assert up.end(signal.SIGTERM) == 0
@@ -114,7 +130,7 @@ def test_a_second_signal_kills(up: Up) -> None:
 def test_a_killed_part_comes_back_and_a_job_gets_done(up: Up, name: str) -> None:
     before = up.part(name)
     before.kill()
-    until(lambda: gone([before]) and any(name in " ".join(child.cmdline()) for child in psutil.Process(up.process.pid).children()))
+    until(lambda: gone([before]) and up.parts(name) not in ([], [before]))
     with Client(up.url, retries=PATIENT) as client:
         assert client.wait(client.submit(tiny()).id, TRAINED_S).state == "succeeded"
     assert f"{name} was ended by SIGKILL" in up.said.read_text()
