@@ -41,7 +41,11 @@ def main() -> int:
         return 3
     os.environ.update({name: value for name, value in TRAINER_ENVIRONMENT.items() if name not in os.environ})
     queue.configure(settings)
-    service = WorkerService(settings, ring=queue.ring)
+    try:
+        service = WorkerService(settings, ring=queue.ring)
+    except ValueError as error:
+        sys.stderr.write(f"worker: {error}\n")
+        return 2
     queue.bind(service)
     service.start()
 

@@ -44,10 +44,11 @@ class WorkerService:
     def __init__(self, settings: WorkerSettings, *, ring: Callable[[], None] = lambda: None) -> None:
         self.settings = settings
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        self.gpus = find_gpus()
         run_dir = settings.data_dir / "run"
         cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-        self.slots = Slots(plan_slots(self.gpus, cpus, count=settings.slots, gpu_locks=settings.lock_dir, cpu_locks=run_dir / "slots"))
+        gpus = find_gpus(settings.cuda_visible_devices)
+        self.slots = Slots(plan_slots(gpus, cpus, count=settings.slots, gpu_locks=settings.lock_dir, cpu_locks=run_dir / "slots"))
+        self.gpus = [slot.gpu for slot in self.slots.slots if slot.gpu is not None]
         self.store = Store(settings.database_url, pool_size=2 * len(self.slots.slots) + 4)
         self.artifacts = Artifacts(str(settings.data_dir))
         self.draining = threading.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Self
@@ -22,7 +23,9 @@ class WorkerSettings(BaseSettings):
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", validation_alias="REDIS_URL")
     """Broker, as Celery spells it."""
     slots: int | None = Field(default=None, ge=1, le=1024)
-    """Trainers at a time on CPU; default 1. With GPUs there is one slot a GPU and this must not be set higher."""
+    """Trainers at a time; default one a GPU, or 1 on the CPU. With GPUs it must not exceed their number."""
+    cuda_visible_devices: str | None = Field(default_factory=lambda: os.environ.get("CUDA_VISIBLE_DEVICES"))
+    """The GPUs to use, as CUDA reads it; empty is none: train on the CPU."""
     lock_dir: Path = Path(tempfile.gettempdir()) / "powergrad-gpus"
     """Host-wide locks of GPUs: the same folder for every worker of the host."""
     lease_ttl_s: float = Field(default=30.0, ge=2.0, le=3600.0)

@@ -50,21 +50,41 @@ class Slot:
         return {"index": self.index, "device": "cpu" if self.gpu is None else self.gpu.uuid, "cpus": list(self.cpus)}
 
 
-def find_gpus() -> list[Gpu]:
-    """The GPUs NVML shows; none where there is no driver."""
+def find_gpus(visible: str | None = None) -> list[Gpu]:
+    """The GPUs NVML shows; none where there is no driver. visible: as CUDA_VISIBLE_DEVICES, indices or UUIDs; None is all, "" is none."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return []
     handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-    return [
+    found = [
         Gpu(_text(pynvml.nvmlDeviceGetUUID(h)), _text(pynvml.nvmlDeviceGetName(h)), pynvml.nvmlDeviceGetMemoryInfo(h).total)
         for h in handles
     ]
+    return choose_gpus(found, visible)
+
+
+def choose_gpus(found: Sequence[Gpu], visible: str | None) -> list[Gpu]:
+    """Those of the GPUs that CUDA_VISIBLE_DEVICES names, in its order; like CUDA, it ends at the first name that is none."""
+    if visible is None:
+        return list(found)
+    chosen: list[Gpu] = []
+    for name in filter(None, (part.strip() for part in visible.split(","))):
+        named = [gpu for i, gpu in enumerate(found) if name == str(i) or gpu.uuid.startswith(name)]
+        if not named:
+            break
+        chosen.append(named[0])
+    return chosen
 
 
 def plan_slots(gpus: Sequence[Gpu], cpus: Sequence[int], *, count: int | None, gpu_locks: Path, cpu_locks: Path) -> list[Slot]:
-    """One slot a GPU, or `count` (default 1) CPU slots; the cores are shared out evenly, every slot has at least one."""
+    """`count` slots: by default one a GPU, or one on the CPU. The cores are shared out evenly, every slot has at least one.
+
+    Raises ValueError for more slots than GPUs.
+    """
+    if gpus and count is not None and count > len(gpus):
+        raise ValueError(f"slots={count}: there is one slot a GPU, and {len(gpus)} GPUs; set CUDA_VISIBLE_DEVICES= to train on the CPU")
+    gpus = gpus[:count]
     n = len(gpus) or count or 1
     shares = _shares(cpus, n)
     if gpus:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.slots import QUARTERS, Gpu, Slots, lock_all, plan_slots, release
+from worker.slots import QUARTERS, Gpu, Slots, choose_gpus, lock_all, plan_slots, release
 
 
 def gpus(n: int) -> list[Gpu]:
@@ -32,6 +32,19 @@ def test_there_is_one_slot_a_gpu_with_all_its_quarters(tmp_path: Path) -> None:
     slots = plan_slots(gpus(2), range(8), count=None, gpu_locks=tmp_path, cpu_locks=tmp_path)
     assert [slot.gpu.uuid for slot in slots if slot.gpu] == ["GPU-0", "GPU-1"]
     assert [path.name for path in slots[1].tokens] == [f"GPU-1.{quarter}.lock" for quarter in range(QUARTERS)]
+
+
+def test_more_slots_than_gpus_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="slots=3: there is one slot a GPU, and 2 GPUs"):
+        plan_slots(gpus(2), range(8), count=3, gpu_locks=tmp_path, cpu_locks=tmp_path)
+    assert len(plan_slots(gpus(2), range(8), count=1, gpu_locks=tmp_path, cpu_locks=tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("visible", "chosen"), [(None, ["GPU-0", "GPU-1"]), ("", []), ("1", ["GPU-1"]), ("GPU-1,0", ["GPU-1", "GPU-0"]), ("0,7,1", ["GPU-0"])]
+)
+def test_the_visible_gpus_are_chosen_as_cuda_chooses_them(visible: str | None, chosen: list[str]) -> None:
+    assert [gpu.uuid for gpu in choose_gpus(gpus(2), visible)] == chosen
 
 
 def test_two_workers_of_a_host_never_hold_one_gpu(tmp_path: Path) -> None:
