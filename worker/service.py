@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -53,7 +54,7 @@ class WorkerService:
         self.artifacts = Artifacts(str(settings.data_dir))
         self.draining = threading.Event()
         self.template = Template(self._publish)
-        self.bench = Bench(settings, self.store, self.artifacts, self.template, self.draining)
+        self.bench = Bench(settings, self.store, self.artifacts, self.template, self.draining, self._give_up)
         self.sweeper = Sweeper(self.store, self.artifacts, ring, settings.sweep_s)
         self._life_dir = run_dir / "workers"
         self._life: list[int] = []
@@ -95,6 +96,12 @@ class WorkerService:
         with suppress(OSError):
             (self._life_dir / f"{self.id}.lock").unlink()
         self.store.close()
+
+    def _give_up(self) -> None:
+        """A device is gone: end by the ordinary way, a drain, and let whoever guards this process start a worker that looks again."""
+        log.error("a device was lost: this worker ends")
+        self.drain()
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _register(self) -> None:
         info = fleet.WorkerInfo(

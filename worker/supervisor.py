@@ -13,6 +13,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from powergrad import protocol
 from powergrad.jobs import lifecycle
 from powergrad.jobs.artifacts import Artifacts
 from powergrad.jobs.errors import Fenced
-from powergrad.jobs.states import End, JobState, Outcome
+from powergrad.jobs.states import End, JobState, Outcome, ReasonCode
 from powergrad.jobs.store import Store, is_unavailable
 from powergrad.protocol import boottime_s
 from worker import child, ends
@@ -51,6 +52,8 @@ class Bench:
     artifacts: Artifacts
     template: Template
     draining: threading.Event
+    device_lost: Callable[[], None]
+    """Called when a trainer reports that its device is gone: the worker takes no more and ends."""
 
 
 def supervise(bench: Bench, claim: lifecycle.Claim, taken: TakenSlot) -> JobState | None:
@@ -249,6 +252,8 @@ class _Supervision:
     def _finish(self, end: End, lease: _Lease) -> JobState:
         if end.outcome is Outcome.FAILED and end.reason is not None:
             log.warning("attempt failed", code=end.reason.code.value, detail=end.reason.detail)
+            if end.reason.code is ReasonCode.DEVICE_LOST:
+                self.bench.device_lost()
         while True:
             try:
                 with self.bench.store.write() as tx:

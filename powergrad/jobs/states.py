@@ -86,7 +86,7 @@ RETRY: dict[ReasonCode, RetryRule] = {
     ReasonCode.DEADLINE: RetryRule(retried=False),
     ReasonCode.CRASHED: RetryRule(retried=True, backoff_s=1.0),
     ReasonCode.STORAGE: RetryRule(retried=True, backoff_s=30.0),
-    ReasonCode.DEVICE_LOST: RetryRule(retried=True, costs=False),
+    ReasonCode.DEVICE_LOST: RetryRule(retried=True, backoff_s=5.0, costs=False),
     ReasonCode.INTERNAL: RetryRule(retried=True, backoff_s=5.0),
 }
 MAX_BACKOFF_S = 300.0
