@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -75,9 +75,8 @@ def _document(app: FastAPI, bodies: list[type[BaseModel]]) -> dict[str, Any]:
     found = get_openapi(
         title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes, tags=app.openapi_tags
     )
-    inputs: list[tuple[type[BaseModel], Literal["validation", "serialization"]]]
-    inputs = [(model, "validation") for model in [*bodies, ProblemDocument]]
-    _, extra = models_json_schema(inputs, ref_template=REFERENCE)
+    shown: list[type[BaseModel]] = [*bodies, ProblemDocument]
+    _, extra = models_json_schema([(model, "validation") for model in shown], ref_template=REFERENCE)
     schemas = found.setdefault("components", {}).setdefault("schemas", {})
     for name, schema in extra["$defs"].items():
         schemas.setdefault(name, schema)

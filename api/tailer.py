@@ -112,6 +112,11 @@ class Tailer:
             if not topic.watchers:
                 del self._topics[job_id]
 
+    def is_watched(self, job_id: str) -> bool:
+        """Whether the job has been looked at for somebody who waits."""
+        topic = self._topics.get(job_id)
+        return topic is not None and topic.pulse is not None
+
     async def read(self, look: Callable[[Tx], T]) -> T:
         """The result of `look` in a read transaction, off the loop, in the tailer's own threads."""
         return await self.run(self._read, look)
