@@ -32,6 +32,7 @@ class Doorbell:
         self._redis = _redis(redis_url)
         self._measures = measures
         self._wanted = 0
+        self._is_sending = False
         self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="doorbell", daemon=True)
@@ -42,6 +43,12 @@ class Doorbell:
         with self._changed:
             self._wanted += times
             self._changed.notify()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing is wanted that has not been sent or dropped."""
+        with self._changed:
+            return not self._wanted and not self._is_sending
 
     def is_connected(self) -> bool:
         """Whether the broker answers now."""
@@ -65,8 +72,10 @@ class Doorbell:
             with self._changed:
                 self._changed.wait_for(lambda: self._wanted or self._stopping.is_set())
                 wanted, self._wanted = self._wanted, 0
+                self._is_sending = True
             if wanted and not self._stopping.is_set():
                 sent = self._send(wanted)
+                self._is_sending = False
                 self._stopping.wait(PAUSE_PER_RING_S * max(1, sent))
 
     def _send(self, wanted: int) -> int:

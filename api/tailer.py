@@ -26,7 +26,7 @@ from powergrad.jobs.store import Store, Tx, is_unavailable
 POLL_S = 0.075
 AWAY_S = 1.0  # between looks while the database is away
 BUFFERED = 256  # events a reader may be behind before it is sent to the database
-READ_AT_ONCE = 500
+READ_AT_ONCE = 100
 IDS_AT_ONCE = 500  # SQLite takes 32,766 parameters, PostgreSQL 65,535: far below both, and short queries let others in
 
 T = TypeVar("T")

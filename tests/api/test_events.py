@@ -153,7 +153,7 @@ def test_a_reader_that_does_not_read_holds_a_bounded_buffer_and_loses_nothing(ap
     host, port = api.http.base_url.host, api.http.base_url.port
     assert port is not None
     with socket.create_connection((host, port)) as line:
-        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         asked = f"GET /v1/jobs/{run.job_id}/events HTTP/1.1\r\nHost: {host}:{port}\r\nAccept: text/event-stream\r\n\r\n"
         line.sendall(asked.encode())
         watched(api, run.job_id)

@@ -42,7 +42,7 @@ def test_names_can_be_chosen_and_one_without_points_is_empty(any_api: Api, job_i
 
 
 def test_points_after_a_step(any_api: Api, job_id: str) -> None:
-    params = {"name": "train_loss", "after": 1990, "points": 100}
+    params: dict[str, str | int] = {"name": "train_loss", "after": 1990, "points": 100}
     assert any_api.http.get(f"/v1/jobs/{job_id}/metrics", params=params).json()["data"][0]["steps"] == list(range(1991, 2001))
 
 
@@ -56,7 +56,7 @@ def test_csv_has_every_point_a_row_per_step(any_api: Api, job_id: str) -> None:
 
 
 def test_csv_can_be_thinned(any_api: Api, job_id: str) -> None:
-    params = {"name": "train_loss", "points": 50}
+    params: dict[str, str | int] = {"name": "train_loss", "points": 50}
     answer = any_api.http.get(f"/v1/jobs/{job_id}/metrics", params=params, headers={"Accept": "text/csv"})
     assert 10 <= len(answer.text.splitlines()) - 1 <= 50
 

@@ -109,7 +109,7 @@ def test_a_refused_submission_takes_no_other_of_its_group_with_it(any_api: Api) 
 
 @pytest.mark.parametrize("key", ["", "a" * 256, "with space", "caf\u00e9"])
 def test_a_key_that_cannot_be_kept_is_refused(api: Api, key: str) -> None:
-    answer = api.http.post("/v1/jobs", json=DIGITS, headers={"Idempotency-Key": key.encode("latin-1")})
+    answer = api.http.post("/v1/jobs", json=DIGITS, headers={b"Idempotency-Key": key.encode("latin-1")})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
 
 

@@ -1,0 +1,97 @@
+"""The OpenAPI document against the server: real answers fit it, and it tells what a route can say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from pydantic import BaseModel
+
+from api import documents, errors
+from powergrad.jobs.states import JobState
+from tests.api.conftest import DIGITS, Api, register_worker
+from tests.jobs import builders
+
+METHODS = ("get", "post", "patch", "delete", "head", "put")
+
+
+def operations(api: Api) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in api.http.get("/openapi.json").json()["paths"].items():
+        for method in METHODS:
+            if method in item:
+                yield method, path, item[method]
+
+
+def test_every_operation_has_a_name_a_tag_and_a_summary(api: Api) -> None:
+    found = list(operations(api))
+    ids = [operation["operationId"] for _, _, operation in found]
+    assert len(ids) == len(set(ids)) >= 22
+    assert all(operation["tags"] and operation["summary"] for _, _, operation in found)
+
+
+def test_every_refusal_is_a_problem_document(api: Api) -> None:
+    for method, path, operation in operations(api):
+        for status, response in operation["responses"].items():
+            if int(status) >= 400 and method != "head":
+                schema = response["content"][errors.MEDIA_TYPE]["schema"]
+                assert schema == {"$ref": "#/components/schemas/Problem"}, (method, path, status)
+
+
+def test_every_reference_leads_somewhere(api: Api) -> None:
+    document = api.http.get("/openapi.json").json()
+
+    def references(node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            if isinstance(node.get("$ref"), str):
+                yield node["$ref"]
+            for value in node.values():
+                yield from references(value)
+        elif isinstance(node, list):
+            for value in node:
+                yield from references(value)
+
+    schemas = document["components"]["schemas"]
+    missing = {reference for reference in references(document) if reference.rpartition("/")[2] not in schemas}
+    assert missing == set()
+
+
+def test_framework_schemas_that_nothing_sends_are_not_there(api: Api) -> None:
+    assert "HTTPValidationError" not in api.http.get("/openapi.json").text
+
+
+def test_every_kind_of_refusal_of_the_domain_is_mapped() -> None:
+    from powergrad.jobs import errors as domain
+
+    raised = {kind for kind in vars(domain).values() if isinstance(kind, type) and issubclass(kind, domain.JobError)}
+    assert raised - set(errors.KINDS) == {domain.JobError, domain.Fenced}  # fenced is between worker and store
+
+
+@pytest.mark.parametrize("state", list(JobState))
+def test_a_job_in_any_state_fits_its_document(any_api: Api, state: JobState) -> None:
+    job_id = builders.bring_to(any_api.store, state)
+    fits(documents.JobDocument, any_api.http.get(f"/v1/jobs/{job_id}"))
+
+
+def test_every_other_answer_fits_its_document(any_api: Api) -> None:
+    register_worker(any_api.store, models=["resnet18"])
+    run = builders.running(any_api.store)
+    builders.record(any_api.store, run, builders.plan(), builders.step(1), builders.evaluation(10, 0.5), builders.checkpoint(10, 0.5))
+    url, get = f"/v1/jobs/{run.job_id}", any_api.http.get
+    fits(documents.JobDocument, get(url))
+    fits(documents.JobListDocument, get("/v1/jobs"))
+    fits(documents.EventListDocument, get(f"{url}/events"))
+    fits(documents.SeriesListDocument, get(f"{url}/metrics"))
+    fits(documents.CheckpointListDocument, get(f"{url}/checkpoints"))
+    fits(documents.WorkerListDocument, get("/v1/workers"))
+    fits(documents.CatalogueDocument, get("/v1/models"))
+    fits(documents.CatalogueDocument, get("/v1/datasets"))
+    fits(documents.HealthDocument, get("/healthz"))
+    fits(documents.ProblemDocument, get("/readyz"))
+    fits(documents.ProblemDocument, any_api.http.post("/v1/jobs", json={**DIGITS, "epochs": 0}))
+    fits(documents.ProblemDocument, get("/v1/jobs", params={"limit": 0}))
+
+
+def fits(document: type[BaseModel], answer: httpx2.Response) -> None:
+    document.model_validate_json(answer.content)
