@@ -16,6 +16,6 @@ from powergrad.process import die_with_parent
 PID = os.getpid()
 die_with_parent(os.getppid())  # before the slow imports; a parent that is gone already shows as the end of the forkserver's own pipe
 
-for _name in ("powergrad.trainer", "powergrad.preload"):
+for _name in importlib.import_module("powergrad.trainer").PRELOAD:
     importlib.import_module(_name)
 setproctitle.setproctitle("powergrad: template")

@@ -114,13 +114,20 @@ class WorkerService:
             gpus=len(self.gpus),
         )
         with self.store.write() as tx:
-            fleet.register(tx, info)
+            fleet.register(tx, info, state=self._state())
+
+    def _state(self) -> fleet.WorkerState:
+        if self.draining.is_set():
+            return "draining"
+        return "ready" if self.template.ready.is_set() else "starting"
 
     def _publish(self, told: dict[str, Any]) -> None:
+        """The template can start trainers: say what they can train, and that this worker is ready."""
         try:
             with self.store.write() as tx:
                 fleet.publish(tx, "models", told["models"])
                 fleet.publish(tx, "datasets", told["datasets"])
+                fleet.heartbeat(tx, self.id, devices=device_report(self.gpus), state=self._state())
         except Exception as error:
             if not is_unavailable(error):
                 raise
@@ -131,7 +138,7 @@ class WorkerService:
             setproctitle.setproctitle(TITLE)  # Celery names the process too, later than we do
             try:
                 with self.store.write() as tx:
-                    known = fleet.heartbeat(tx, self.id, devices=device_report(self.gpus), draining=self.draining.is_set())
+                    known = fleet.heartbeat(tx, self.id, devices=device_report(self.gpus), state=self._state())
                 if not known:
                     self._register()
                 self._bury_the_dead()

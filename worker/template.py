@@ -117,8 +117,8 @@ class Template:
             told = line.recv()
         except EOFError:  # it ended before it had anything to say
             return
-        self._on_ready(told)
         self.ready.set()
+        self._on_ready(told)
         log.info("template ready", pid=told["template_pid"])
 
     def _serve(self) -> None:

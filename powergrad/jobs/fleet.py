@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import and_, bindparam, delete, func, select, update
+from sqlalchemy import and_, bindparam, case, delete, func, select, update
 
 from powergrad.jobs.store import Tx, rfc3339
 from powergrad.jobs.tables import IS_OWNED, catalogue, jobs, workers
@@ -14,11 +14,15 @@ from powergrad.jobs.tables import IS_OWNED, catalogue, jobs, workers
 ALIVE_S = 30.0  # a worker is alive while its heartbeat is younger
 FORGOTTEN_S = 24 * 3600.0
 
+WorkerState = Literal["starting", "ready", "draining"]
+
 
 # built once, like those of queries.get: every job shown asks it
-_CAPACITY = select(func.count().label("n"), func.coalesce(func.max(workers.c.gpus), 0).label("gpus")).where(
-    workers.c.heartbeat_at >= bindparam("since")
-)
+_CAPACITY = select(
+    func.coalesce(func.sum(case((workers.c.state == "starting", 0), else_=1)), 0).label("workers"),
+    func.coalesce(func.sum(case((workers.c.state == "starting", 1), else_=0)), 0).label("starting"),
+    func.coalesce(func.max(workers.c.gpus), 0).label("gpus"),
+).where(workers.c.heartbeat_at >= bindparam("since"))
 
 
 @dataclass(frozen=True)
@@ -36,23 +40,24 @@ class WorkerInfo:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the live workers have together. gpus: of the one that has most."""
+    """What the live workers have together. workers: those that can start a job; starting: still loading torch; gpus: of the one with most."""
 
     workers: int
     gpus: int
+    starting: int = 0
 
 
-def register(tx: Tx, worker: WorkerInfo) -> None:
+def register(tx: Tx, worker: WorkerInfo, *, state: WorkerState = "ready") -> None:
     """A worker has started (or its row was swept away while it slept)."""
-    row = {**vars(worker), "state": "ready", "heartbeat_at": tx.now_ms}
+    row = {**vars(worker), "state": state, "heartbeat_at": tx.now_ms}
     statement = tx.insert(workers).values(**row, started_at=tx.now_ms)
     tx.run(statement.on_conflict_do_update(index_elements=["id"], set_=row))
     tx.run(delete(workers).where(workers.c.heartbeat_at < tx.now_ms - int(FORGOTTEN_S * 1000)))
 
 
-def heartbeat(tx: Tx, worker_id: str, *, devices: list[dict[str, Any]], draining: bool) -> bool:
+def heartbeat(tx: Tx, worker_id: str, *, devices: list[dict[str, Any]], state: WorkerState) -> bool:
     """A worker is alive; False when its row is gone and it must register again."""
-    values = {"heartbeat_at": tx.now_ms, "devices": devices, "state": "draining" if draining else "ready"}
+    values = {"heartbeat_at": tx.now_ms, "devices": devices, "state": state}
     return tx.run(update(workers).where(workers.c.id == worker_id).values(**values)).rowcount == 1
 
 
@@ -65,7 +70,7 @@ def capacity(tx: Tx) -> Capacity:
     """What the live workers have."""
     row = tx.one(_CAPACITY, {"since": tx.now_ms - int(ALIVE_S * 1000)})
     assert row is not None
-    return Capacity(row.n, row.gpus)
+    return Capacity(workers=row.workers, gpus=row.gpus, starting=row.starting)
 
 
 def live_workers(tx: Tx) -> list[dict[str, Any]]:

@@ -201,6 +201,8 @@ def _waiting_for(row: Row[Any] | SimpleNamespace, capacity: fleet.Capacity, now_
         return None
     if row.not_before is not None and row.not_before > now_ms:
         return f"the next attempt, not before {rfc3339(row.not_before)}"
+    if capacity.workers == 0 and capacity.starting:
+        return "a worker: it is still loading torch"
     if capacity.workers == 0:
         return "a worker: none is alive"
     if row.gpus is not None and row.gpus > capacity.gpus:

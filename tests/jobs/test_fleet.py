@@ -34,7 +34,7 @@ def test_a_silent_worker_is_not_alive_until_it_beats_again(store: Store, clock: 
     clock.advance(fleet.ALIVE_S + 1)
     assert listed(store) == []
     assert do(store, fleet.capacity) == Capacity(workers=0, gpus=0)
-    assert do(store, fleet.heartbeat, "worker-1", devices=[{"name": "H100"}], draining=True)
+    assert do(store, fleet.heartbeat, "worker-1", devices=[{"name": "H100"}], state="draining")
     assert [(worker["state"], worker["devices"]) for worker in listed(store)] == [("draining", [{"name": "H100"}])]
     assert do(store, fleet.capacity) == Capacity(workers=1, gpus=4)
 
@@ -43,7 +43,7 @@ def test_a_forgotten_worker_must_register_again(store: Store, clock: FakeClock) 
     do(store, fleet.register, info())
     clock.advance(fleet.FORGOTTEN_S + 1)
     do(store, fleet.register, info("other"))
-    assert not do(store, fleet.heartbeat, "worker-1", devices=[], draining=False)
+    assert not do(store, fleet.heartbeat, "worker-1", devices=[], state="ready")
     do(store, fleet.register, info())
     do(store, fleet.register, info(pid=8))
     assert [worker["pid"] for worker in listed(store)] == [7, 8]

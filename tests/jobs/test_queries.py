@@ -150,6 +150,8 @@ def test_a_queued_job_says_what_it_waits_for(store: Store, clock: FakeClock) -> 
         return found
 
     assert waiting_for() == "a worker: none is alive"
+    b.do(store, fleet.register, worker(0), state="starting")
+    assert waiting_for() == "a worker: it is still loading torch"
     b.do(store, fleet.register, worker(0))
     assert waiting_for() == "1 GPU: the live workers have 0"
     b.do(store, fleet.register, worker(2))
