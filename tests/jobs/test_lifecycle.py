@@ -526,6 +526,7 @@ def test_failures_bound_the_attempts_and_drains_cost_none(store: Store, clock: F
     free = [(Outcome.STOPPED, None), (Outcome.FAILED, ReasonCode.DEVICE_LOST), (Outcome.STOPPED, None)]
     for outcome, code in free:
         b.finish(store, b.claimed(store).run, outcome, code)
+        clock.advance(60)
     assert (b.row(store, job_id).attempt, b.row(store, job_id).failures) == (3, 0)
     assert b.fail(store, b.claimed(store).run) is S.QUEUED
     clock.advance(60)

@@ -192,7 +192,7 @@ class History(RuleBasedStateMachine):
                 check_attempts(row, made)
                 check_events(row, happened)
                 for name in metrics.names(tx, row.id):
-                    check_steps(name, metrics.read(tx, row.id, name).steps)
+                    check_steps(name, metrics.read(tx, row.id, name).steps, reached=row.progress["step"])
                 for found in queries.list_checkpoints(tx, row.id, owner=row.owner):
                     assert found["step"] <= row.progress["step"] or row.state not in OWNED
 
@@ -249,11 +249,12 @@ def check_events(row: Any, happened: Any) -> None:
     assert state == row.state
 
 
-def check_steps(name: str, steps: list[int]) -> None:
+def check_steps(name: str, steps: list[int], *, reached: int) -> None:
     first = steps[0] if steps else 0
     apart = b.STEPS_PER_EPOCH if name.startswith("val_") else 1
     assert steps == list(range(first, first + len(steps) * apart, apart))
     assert first in (0, apart)
+    assert not steps or steps[-1] <= reached  # nothing is left of a past that did not last
 
 
 def _careless(connection: Any, _record: Any) -> None:
