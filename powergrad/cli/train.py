@@ -232,6 +232,7 @@ class Record:
                     loss=message.metrics.get("train_loss"),
                     images_per_s=message.images_per_s,
                     eta_s=message.eta_s,
+                    note="",  # it trains again after an evaluation, and says so only by its steps
                 )
             case "evaluation":
                 self._write({"step": message.step, "epoch": float(message.epoch), **message.metrics})

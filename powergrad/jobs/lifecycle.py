@@ -611,7 +611,8 @@ class _Draft:
     def _step(self, step: protocol.Step) -> None:
         self._points(step.step, {**step.metrics, "images_per_s": step.images_per_s})
         self._at(step.step, step.epoch, self.progress["steps"], self.progress["epochs"])
-        self.progress |= {"eta_s": step.eta_s, "images_per_s": step.images_per_s}
+        # the phase `training` is said once an attempt: a step means that it trains again after an evaluation
+        self.progress |= {"phase": "training", "eta_s": step.eta_s, "images_per_s": step.images_per_s}
 
     def _evaluation(self, run: Run, evaluation: protocol.Evaluation) -> None:
         self._points(evaluation.step, evaluation.metrics)
