@@ -61,8 +61,9 @@ class Slope(TypedDict):
     ratio: float
 
 
-class Result(Origin):
-    peer: str
+class Submits(TypedDict):
+    """Submissions: ours, the peer's in a plain function, the peer's on its event loop."""
+
     submit_per_s: float
     inline_per_s: float
     inline_on_loop_per_s: float
@@ -72,13 +73,24 @@ class Result(Origin):
     submit_cpu_ms: float
     inline_cpu_ms: float
     keyed_per_s: float
+
+
+class Streams(TypedDict):
+    """Milliseconds of a GET, and seconds until the last of the readers has an event."""
+
+    alone_ms: Spread
+    beside_streams_ms: Spread
+    lag_s: Spread
+
+
+class Result(Origin, Submits, Streams):
+    """One run of the benchmark."""
+
+    peer: str
     poll_per_s: float
     list_ms: Spread
     slopes: dict[str, Slope]
     stored: int
-    alone_ms: Spread
-    beside_streams_ms: Spread
-    lag_s: Spread
     rss_start_mib: float
     rss_end_mib: float
     idle_cpu: float
@@ -140,7 +152,7 @@ def measure(rounds: int, seconds: float, stored: int) -> Result:
 # --- submissions -----------------------------------------------------------------------------------------------------------------
 
 
-def _submissions(found: Servers, rounds: int, seconds: float) -> dict[str, Any]:
+def _submissions(found: Servers, rounds: int, seconds: float) -> Submits:
     """Ours and both forms of the peer in turn; medians over the rounds."""
     plans = {
         "api": found.submit(seconds),
@@ -190,7 +202,7 @@ def _job_that_rests(found: Servers) -> tuple[str, str]:
 
 
 def _costs(found: Servers, stored: int) -> dict[str, float]:
-    """Median milliseconds of one request (and of one claim) at so many stored jobs, one at a time."""
+    """Median milliseconds of one request (and of one claim, CPU time) at so many stored jobs, one at a time."""
     _fill(found.store, stored)
     job_id, _ = _job_that_rests(found)
     look = Plan(found.api, "GET", f"/v1/jobs/{job_id}", requests=200)
@@ -203,10 +215,11 @@ def _costs(found: Servers, stored: int) -> dict[str, float]:
 
 
 def _claim_ms(store: Store) -> float:
-    begun = time.perf_counter()
+    """CPU time: the flush to disk costs more than all the rest, the same at any size, and varies more."""
+    begun = time.process_time()
     with store.write() as tx:
         claim = lifecycle.claim(tx, Offer(worker="bench", device="cpu", gpus=0, cpu_threads=1, lease_ttl_s=3600))
-    took = time.perf_counter() - begun
+    took = time.process_time() - begun
     assert claim is not None, "nothing to claim"
     return took * 1000
 
@@ -232,7 +245,7 @@ def _count(store: Store) -> int:
 # --- event streams ---------------------------------------------------------------------------------------------------------------
 
 
-def _streams(found: Servers, seconds: float) -> dict[str, Any]:
+def _streams(found: Servers, seconds: float) -> Streams:
     """GET of another job alone and beside READERS streams of one that keeps happening; and how late its events are."""
     quiet, _ = _job_that_rests(found)
     look = Plan(found.api, "GET", f"/v1/jobs/{quiet}", 1, seconds)

@@ -28,11 +28,11 @@ def create_app(broker_url: str) -> FastAPI:
 
     @app.post("/def", status_code=202)
     def submit(spec: JobSpec) -> dict[str, str]:
-        return {"id": train.apply_async(args=[spec.model_dump(mode="json")], queue="inline").id}
+        return {"id": train.apply_async(args=(spec.model_dump(mode="json"),), queue="inline").id}
 
     @app.post("/async", status_code=202)
     async def submit_on_the_loop(spec: JobSpec) -> dict[str, str]:
-        return {"id": train.apply_async(args=[spec.model_dump(mode="json")], queue="inline").id}
+        return {"id": train.apply_async(args=(spec.model_dump(mode="json"),), queue="inline").id}
 
     return app
 
