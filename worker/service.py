@@ -45,7 +45,7 @@ class WorkerService:
     def __init__(self, settings: WorkerSettings, *, ring: Callable[[], None] = lambda: None) -> None:
         self.settings = settings
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        run_dir = settings.data_dir / "run"
+        run_dir = settings.data_dir / "run" / socket.gethostname()  # cores and flocks are a host's own, the directory may be shared
         cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
         gpus = find_gpus(settings.cuda_visible_devices)
         self.slots = Slots(plan_slots(gpus, cpus, count=settings.slots, gpu_locks=settings.lock_dir, cpu_locks=run_dir / "slots"))
