@@ -28,7 +28,7 @@ from api.catalogue import Catalogue
 from api.main import create_app
 from api.parts import Parts
 from api.settings import ApiSettings
-from powergrad.jobs import fleet
+from powergrad.jobs import fleet, logs
 from powergrad.jobs.store import Store
 from powergrad.jobs.tables import metadata
 
@@ -154,6 +154,12 @@ def sqlite_url(sqlite_file: Path, tmp_path: Path) -> str:
     copy = tmp_path / "jobs.db"
     copy.write_bytes(sqlite_file.read_bytes())
     return f"sqlite:///{copy}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _logging() -> None:
+    """As the process itself logs."""
+    logs.configure("json")
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,9 @@ def test_a_method_that_is_not_known_names_those_that_are(api: Api) -> None:
     assert answer.headers["allow"]
 
 
-def test_an_error_nobody_foresaw_is_a_problem_without_its_text(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_nobody_foresaw_is_a_problem_and_its_text_is_in_the_log(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def broken() -> None:
         raise KeyError("secret")
 
@@ -60,6 +62,7 @@ def test_an_error_nobody_foresaw_is_a_problem_without_its_text(api: Api, monkeyp
     answer = api.http.post("/v1/jobs", json=DIGITS)
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     assert "secret" not in answer.text
+    assert any(record.name == "api.errors" and "unforeseen" in str(record.msg) for record in caplog.records)
 
 
 def test_a_database_that_is_away_answers_503_on_every_route_and_comes_back(sqlite_url: str, tmp_path: Path) -> None:
