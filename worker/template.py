@@ -22,6 +22,7 @@ from worker import child
 
 log = structlog.get_logger(__name__)
 
+PRELOAD = ["powergrad.template", "worker.child", "multiprocessing.popen_forkserver"]  # the last two are what every fork would import
 RESTART_PAUSE_S = 1.0
 LOST_EXIT = 255  # what multiprocessing reports for a child whose forkserver died
 
@@ -57,7 +58,7 @@ class Template:
 
     def __init__(self, on_ready: Callable[[dict[str, Any]], None]) -> None:
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["powergrad.template"])
+        self._context.set_forkserver_preload(PRELOAD)
         self._on_ready = on_ready
         self._exit_lock = threading.Lock()
         self._stopping = threading.Event()
