@@ -147,7 +147,7 @@ def back_to_back(client: Client) -> Pair:
     for _ in watch(client, first.id, until="training"):
         pass
     second = client.submit(SPEC)
-    ended, heard_end = [pair for pair in watch(client, first.id, until="succeeded")][-1]
+    ended, heard_end = list(watch(client, first.id, until="succeeded"))[-1]
     marks = _marks_until_training(client, second.id)
     cancel(client, second.id)
     third = start(client)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from powergrad.cli.stack import Stack
 from powergrad.client import Client
@@ -84,7 +84,7 @@ class PlainProcess:
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> PlainProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
