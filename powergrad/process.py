@@ -8,6 +8,8 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+DEADLINE_PASSED = 70
+"""Exit status of a process whose right to run was not renewed."""
 ORPHANED = 71
 """Exit status of a process that found its parent gone."""
 

@@ -30,7 +30,7 @@ from powergrad.engine import Diverged, Emit, Orders, PrecisionUnsupported, Progr
 from powergrad.loss import power_grad_cross_entropy
 from powergrad.models import build_model
 from powergrad.optim import build_optimizer
-from powergrad.process import ORPHANED
+from powergrad.process import DEADLINE_PASSED, ORPHANED
 from powergrad.protocol import (
     CheckpointFailed,
     CheckpointSkipped,
@@ -54,8 +54,6 @@ from powergrad.protocol import (
 
 log = logging.getLogger(__name__)
 
-DEADLINE_PASSED = 70
-"""Exit status of a trainer whose deadline was not renewed."""
 BEAT_S = 5.0
 """Seconds between two signs of life while data load."""
 

@@ -21,7 +21,7 @@ from powergrad import checkpoint, trainer
 from powergrad.checkpoint import CheckpointBroken, StorageFull
 from powergrad.data import DataMissing, DataUnreadable
 from powergrad.engine import Diverged
-from powergrad.process import ORPHANED, die_with_parent
+from powergrad.process import DEADLINE_PASSED, ORPHANED, die_with_parent
 from powergrad.protocol import (
     CheckpointSkipped,
     CheckpointWritten,
@@ -319,7 +319,7 @@ def test_an_order_that_is_none_is_ignored(start: Start, tmp_path: Path) -> None:
 def test_it_ends_when_its_deadline_passes_unrenewed(start: Start, tmp_path: Path) -> None:
     deadline = boottime_s() + 4.0
     child = start(config(tmp_path, spec=LONG, deadline_s=deadline))
-    assert child.exit_status() == trainer.DEADLINE_PASSED
+    assert child.exit_status() == DEADLINE_PASSED
     assert deadline <= boottime_s()
 
 

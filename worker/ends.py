@@ -12,6 +12,7 @@ from typing import Literal
 
 from powergrad import protocol
 from powergrad.jobs.states import End, Outcome, Reason, ReasonCode
+from powergrad.process import DEADLINE_PASSED, ORPHANED
 from worker.template import LOST_EXIT
 
 LOG_TAIL_LINES = 50
@@ -70,6 +71,8 @@ def not_started(error: BaseException) -> End:
 
 
 def _died(ending: Ending, log_path: Path) -> End:
+    if ending.exit_code in (DEADLINE_PASSED, ORPHANED):
+        return End(Outcome.STOPPED)  # this worker froze (a laptop slept): nothing that the job did
     if ending.exit_code == LOST_EXIT:
         return _failed(
             ReasonCode.WORKER_LOST, "the template process died, and its trainers with it", "It goes on by itself.", ending, log_path

@@ -10,6 +10,7 @@ import pytest
 
 from powergrad import protocol
 from powergrad.jobs.states import Outcome, ReasonCode
+from powergrad.process import DEADLINE_PASSED, ORPHANED
 from worker.ends import Ending, classify, count_oom_kills, log_tail, signal_name
 from worker.template import LOST_EXIT
 
@@ -30,6 +31,8 @@ FAILURE = protocol.Failure(code="diverged", detail="train_loss is not finite at 
         (replace(PLAIN, exit_code=-signal.SIGSEGV), Outcome.FAILED, ReasonCode.CRASHED),
         (replace(PLAIN, exit_code=3), Outcome.FAILED, ReasonCode.CRASHED),
         (replace(PLAIN, exit_code=-signal.SIGKILL, oom_kills=1), Outcome.FAILED, ReasonCode.OUT_OF_MEMORY_HOST),
+        (replace(PLAIN, exit_code=DEADLINE_PASSED), Outcome.STOPPED, None),
+        (replace(PLAIN, exit_code=ORPHANED), Outcome.STOPPED, None),
         (replace(PLAIN, exit_code=LOST_EXIT), Outcome.FAILED, ReasonCode.WORKER_LOST),
     ],
 )
