@@ -9,28 +9,24 @@ Prints the ratio of the median times at each size, below 1 when the PowerGrad lo
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import TypedDict
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from benchmarks import report
+from benchmarks.report import Neighbours, Origin
 from powergrad.loss import power_grad_cross_entropy
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 SIZES = [(256, 10), (256, 1000), (1024, 1000), (64, 100, 32, 32)]
-RESULTS = Path(__file__).parent / "results" / "loss.jsonl"
 ROUND_S = 0.01  # seconds a round should last at least: far above the clock's grain
-STARVED = 0.9  # CPU time over wall time below which somebody else had the core
 
 
 class SizeResult(TypedDict):
@@ -42,51 +38,39 @@ class SizeResult(TypedDict):
     ratio: float
 
 
-class Result(TypedDict):
+class Result(Origin):
     """One run of the benchmark."""
 
-    benchmark: str
     peer: str
-    date: str
-    hardware: str
     threads: int
-    torch: str
-    python: str
     alpha: float
     rounds: int
     sizes: list[SizeResult]
     geometric_mean: float
-    cpu_share: float
+    others_share: float
 
 
 def main() -> None:
     options = _parser().parse_args()
     torch.set_num_threads(options.threads)
     result = measure(alpha=options.alpha, device=torch.device(options.device), rounds=options.rounds)
-    print(json.dumps(result) if options.json else _table(result))
-    if options.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        with RESULTS.open("a") as lines:
-            lines.write(json.dumps(result) + "\n")
+    report.deliver(result, _table(result), options)
 
 
 def measure(*, alpha: float, device: torch.device, rounds: int) -> Result:
     """Time both losses at every size."""
-    wall, cpu = time.perf_counter(), time.process_time()
+    neighbours = Neighbours()
     sizes = [_measure_size(shape, alpha=alpha, device=device, rounds=rounds) for shape in SIZES]
     return {
-        "benchmark": "loss",
-        "peer": "torch.nn.functional.cross_entropy",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **report.origin("loss", packages=["torch"]),
         "hardware": _hardware(device),
+        "peer": "torch.nn.functional.cross_entropy",
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
         "alpha": alpha,
         "rounds": rounds,
         "sizes": sizes,
         "geometric_mean": math.prod(size["ratio"] for size in sizes) ** (1 / len(sizes)),
-        "cpu_share": (time.process_time() - cpu) / (time.perf_counter() - wall),
+        "others_share": neighbours.share(),
     }
 
 
@@ -124,27 +108,18 @@ def _wait(device: torch.device) -> None:
 
 
 def _hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else report.hardware()
 
 
 def _table(result: Result) -> str:
-    rows = [
-        f"{result['hardware']}, {result['threads']} threads, torch {result['torch']}, alpha {result['alpha']}, {result['rounds']} rounds"
-    ]
+    rows = [f"{report.heading(result)}; {result['threads']} threads, alpha {result['alpha']}, {result['rounds']} rounds"]
     rows.append(f"{'logits':<20}{'F.cross_entropy':>18}{'PowerGrad':>14}{'ratio':>8}")
     rows += [
         f"{'x'.join(map(str, size['shape'])):<20}{size['cross_entropy_us']:>15.0f} us{size['power_grad_us']:>11.0f} us{size['ratio']:>8.2f}"
         for size in result["sizes"]
     ]
     rows.append(f"{'geometric mean':<52}{result['geometric_mean']:>8.2f}")
-    if result["cpu_share"] < STARVED:
-        rows.append(f"warning: this process had the CPU for {result['cpu_share']:.0%} of the time; repeat on an idle machine")
-    return "\n".join(rows)
+    return "\n".join(rows + report.crowding(result["others_share"]))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -153,8 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--save", action="store_true", help="append the result to benchmarks/results/loss.jsonl")
+    report.add_options(parser)
     return parser
 
 

@@ -101,6 +101,13 @@ class PlainProcess:
             raise BenchmarkError(f"the plain process ended without {wanted}; its last word: {self.messages[-1:]}")
         return found
 
+    def speeds(self) -> list[float]:
+        """Images per second at each log point so far. Raises BenchmarkError when the process has ended."""
+        with self._changed:
+            if self._over:
+                raise BenchmarkError(f"the plain process ended while it was measured; its last word: {self.messages[-1:]}")
+            return [message["images_per_s"] for _, message in self.messages if message["type"] == "step"]
+
     def _find(self, wanted: dict[str, Any]) -> float | None:
         return next((heard for heard, message in self.messages if wanted.items() <= message.items()), None)
 
