@@ -6,6 +6,7 @@ Touches neither CUDA nor a parallel region: a fork of a process that has entered
 from __future__ import annotations
 
 import sklearn.datasets  # noqa: F401
+import torch.utils.serialization.config  # noqa: F401
 import torchvision.datasets  # type: ignore[import-untyped]  # noqa: F401
 
 from powergrad.data.known import digit_arrays
