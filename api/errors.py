@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from powergrad.jobs import errors as domain
@@ -23,6 +23,7 @@ from powergrad.jobs.store import is_unavailable
 MEDIA_TYPE = "application/problem+json"
 SCHEMA_NAME = "Problem"
 RETRY_AFTER_S = 2
+CLIENT_GONE = 499  # nginx's number: HTTP has none for an answer that no one waits for
 
 log = structlog.get_logger(__name__)
 
@@ -105,6 +106,7 @@ def install(app: FastAPI) -> None:
         (domain.JobError, _domain),
         (RequestValidationError, _parameters),
         (HTTPException, _framework),
+        (ClientDisconnect, _gone),
         (SQLAlchemyError, _unforeseen),  # named, or Starlette would raise it again after the answer
         (Exception, _unforeseen),
     ):
@@ -160,6 +162,12 @@ async def _framework(request: Request, error: HTTPException) -> Response:
         405: f"{request.method} is not for {request.url.path}; allowed: {(error.headers or {}).get('Allow', '')}",
     }.get(error.status_code, str(error.detail))
     return problem(kind, detail, instance=request.url.path, headers=error.headers)
+
+
+async def _gone(request: Request, _: ClientDisconnect) -> Response:
+    """The client went away while it was sending: an expected end. No one reads the answer; its status is for the counters."""
+    log.debug("client gone", method=request.method, path=request.url.path)
+    return Response(status_code=CLIENT_GONE)
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 
 from api.border import host_name
 from api.settings import ApiSettings, is_loopback
-from tests.api.conftest import DIGITS, Api, serving, settings_for
+from tests.api.conftest import DIGITS, Api, serving, settings_for, until
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:1", "localhost:8642", "LOCALHOST", "127.8.9.10", "[::1]:80", "[::1]"])
@@ -112,3 +114,24 @@ def test_loopback_is_told_by_name_and_address() -> None:
     assert all(is_loopback(host) for host in ("localhost", "127.0.0.1", "127.255.0.1", "::1"))
     assert not any(is_loopback(host) for host in ("", "localhost.evil", "10.0.0.1", "::", "fe80::1", "127.1"))
     assert host_name("[::1]:8642") == "::1"
+
+
+@pytest.mark.parametrize("head", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/jobs/job_00000000000000000000000000/clone"])
+def test_a_client_that_leaves_in_mid_body_is_no_error(api: Api, caplog: pytest.LogCaptureFixture, path: str, head: str) -> None:
+    sent = f'POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{head}\r\n\r\n5\r\n{{"a":\r\n'
+    before = counted(api, "499")
+    with socket.create_connection(("127.0.0.1", api.http.base_url.port or 0)) as connection:
+        connection.sendall(sent.encode())
+    until(lambda: counted(api, "499") == before + 1)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def counted(api: Api, status: str) -> float:
+    """Requests answered with `status` so far."""
+    return sum(
+        sample.value
+        for family in api.parts.measures.registry.collect()
+        for sample in family.samples
+        if sample.name == "powergrad_http_requests_total" and sample.labels["status"] == status
+    )
