@@ -49,6 +49,8 @@ def train(
     device: Annotated[str | None, typer.Option("--device", help="cpu or cuda:0.", show_default="cuda:0 where there is one")] = None,
 ) -> None:
     """Train here and now, without a server. Ctrl-C writes a checkpoint; the same command goes on from it, with the same result."""
+    if device not in {None, "cpu", "cuda:0"}:
+        raise Problem(f"--device {device}: must be cpu or cuda:0", advice="Another GPU: CUDA_VISIBLE_DEVICES=1", code=Code.USAGE)
     spec = _checked(specfile.changed(specfile.read(file), settings or []))
     with _locked(run_dir):
         console.say("[dim]Loading torch …[/]")
@@ -89,6 +91,8 @@ def _config(spec: JobSpec, run_dir: Path, data_root: Path, device: str | None) -
 
     from powergrad.protocol import TrainerConfig
 
+    if device == "cuda:0" and not torch.cuda.is_available():
+        raise Problem("--device cuda:0: torch finds no GPU here", advice="--device cpu, or see: powergrad doctor")
     wants_gpu = spec.resources.gpus != 0 and torch.cuda.is_available()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = _same_as_before(run_dir, spec.training(), spec.resources.cpu_threads or cores)
@@ -106,14 +110,20 @@ def _config(spec: JobSpec, run_dir: Path, data_root: Path, device: str | None) -
 
 
 def _same_as_before(run_dir: Path, spec: TrainSpec, threads: int) -> int:
-    """The thread count the run began with (it is part of its bits). Raises Problem if the directory holds a run of another spec."""
+    """The thread count the run began with (it is part of its bits). Raises Problem if the directory holds a run of another spec.
+
+    A directory without a checkpoint holds no run yet: nothing would be gone on with, so it takes any spec.
+    """
     record = run_dir / "run.json"
     now = spec.model_dump(mode="json")
-    if not record.exists():
+    if not record.exists() or not any(run_dir.glob("checkpoints/a*/step-*")):
         record.write_text(json.dumps({"spec": now, "cpu_threads": threads}, indent=2) + "\n")
         return threads
-    before = json.loads(record.read_text())
-    other = sorted(_differences(before["spec"], now))
+    try:
+        before = json.loads(record.read_text())
+        other = sorted(_differences(before["spec"], now))
+    except (ValueError, KeyError, TypeError) as error:
+        raise Problem(f"{record}: does not say which spec trained here", advice="Choose another --run-dir.") from error
     if other:
         raise Problem(
             f"{run_dir}: holds a run of another spec; different: {', '.join(other)}", advice="Choose another --run-dir, or the old spec."

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from powergrad.cli.main import main
 
@@ -77,7 +78,7 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(spec: str, tmp_path
 
 
 def test_a_directory_of_another_spec_is_refused_with_the_difference(spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints" / "a1" / "step-00000004").mkdir(parents=True)
     (tmp_path / "run" / "run.json").write_text(json.dumps({"spec": {**SPEC, "epochs": 5}, "cpu_threads": 1}))
     assert main(["train", spec, "--run-dir", str(tmp_path / "run")]) == 1
     assert "epochs" in capsys.readouterr().err
@@ -104,3 +105,26 @@ def test_a_run_that_fails_says_why_and_what_to_try(spec: str, tmp_path: Path, ca
     told = capsys.readouterr().err
     assert "Failed (data_missing)" in told
     assert "Try: " in told
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_does_not_bind_its_directory(
+    spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    arguments = ["--set", "data={dataset: class_folder, path: nowhere}", "--data-root", str(tmp_path)]
+    assert main(["train", spec, "--run-dir", str(run_dir), *arguments]) == 1
+    assert main(["train", spec, "--run-dir", str(run_dir), "--set", "epochs=1"]) == 0
+    assert json.loads((run_dir / "run.json").read_text())["spec"]["epochs"] == 1
+
+
+def test_a_device_that_is_none_is_wrong_usage(spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", spec, "--run-dir", str(tmp_path / "run"), "--device", "foo"]) == 64
+    assert "--device foo: must be cpu or cuda:0" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told(spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", spec, "--run-dir", str(tmp_path / "run"), "--device", "cuda:0"]) == 1
+    assert "torch finds no GPU here" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "run.json").exists()
