@@ -22,6 +22,7 @@ from api.documents import JobDocument, JobListDocument
 from api.errors import Refused, parameter_error
 from api.openapi import BODY, CHANGES, STORED, json_request, problems
 from api.parts import JOB_ID, JobId, Parts, WithParts
+from api.strict import StrictRoute
 from powergrad.jobs import lifecycle, queries
 from powergrad.jobs.errors import InvalidSpec, JobNotFound, Violation
 from powergrad.jobs.lifecycle import Amendment, RaisedLimits, Submission
@@ -35,9 +36,10 @@ POLL_AFTER_S = 1
 SORT_PATTERN = r"^(-created_at|-?metrics\.[A-Za-z0-9_]{1,64})$"
 PLAIN_TEXT = r"^[^\x00-\x1f\x7f]*$"
 LABEL = "label."
+MOST_LABELS = 32  # a job has no more, so more can match none
 
 log = structlog.get_logger(__name__)
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
 
 DIGITS = {"data": {"dataset": "digits"}}
 DIGITS_PGT = {"name": "digits-pgt", "data": {"dataset": "digits"}, "loss": {"alpha": 0.25}, "epochs": 20, "labels": {"team": "vision"}}
@@ -47,6 +49,9 @@ NEW_JOB_HEADERS = {
     "Idempotency-Replayed": {"schema": {"type": "string", "enum": ["true"]}, "description": "The job was there before, under this key."},
 }
 ETAG_HEADER = {"ETag": {"schema": {"type": "string"}, "description": "Changes whenever the job does, progress included."}}
+CHECKED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "With dry_run: the spec with every default, nothing stored.", "model": JobSpec}
+}
 
 IdempotencyKey = Annotated[
     str | None,
@@ -56,6 +61,8 @@ IdempotencyKey = Annotated[
         examples=["5f0c1a52-8f1e-4b7e-9a36-0f4a3f1f1d11"],
     ),
 ]
+
+DryRun = Annotated[bool, Query(description="Only check and normalise the spec.")]
 
 
 class CloneBody(SpecModel):
@@ -111,7 +118,7 @@ BODIES = (JobSpec, CloneBody, RetryBody, AmendBody)
     response_model=JobDocument,
     responses={
         202: {"description": "Stored and queued: it survives whatever happens next.", "headers": NEW_JOB_HEADERS | ETAG_HEADER},
-        200: {"description": "With dry_run: the spec with every default, nothing stored.", "model": JobSpec},
+        **CHECKED,
         **problems(*STORED, *CHANGES, *BODY, errors.IDEMPOTENCY_MISMATCH, errors.STORAGE_FULL),
     },
     openapi_extra=json_request(JobSpec, examples={"smallest": DIGITS, "power-grad": DIGITS_PGT}),
@@ -119,7 +126,7 @@ BODIES = (JobSpec, CloneBody, RetryBody, AmendBody)
 async def create(
     request: Request,
     idempotency_key: IdempotencyKey = None,
-    dry_run: Annotated[bool, Query(description="Only check and normalise the spec.")] = False,
+    dry_run: DryRun = False,
 ) -> Response:
     parts: Parts = request.app.state.parts  # not by dependencies: two of them cost a tenth of a submission
     body = required(await read_json(request))
@@ -149,11 +156,14 @@ async def _submitted(parts: Parts, new: Submission) -> Response:
     response_model=JobDocument,
     responses={
         202: {"description": "The new job.", "headers": NEW_JOB_HEADERS | ETAG_HEADER},
+        **CHECKED,
         **problems(*STORED, *CHANGES, *BODY, errors.JOB_NOT_FOUND, errors.IDEMPOTENCY_MISMATCH, errors.STORAGE_FULL),
     },
     openapi_extra=json_request(CloneBody, is_required=False, examples={"another alpha": {"set": {"loss.alpha": 0.3}}}),
 )
-async def clone(parts: WithParts, job_id: JobId, body: JsonBody, idempotency_key: IdempotencyKey = None) -> Response:
+async def clone(
+    parts: WithParts, job_id: JobId, body: JsonBody, idempotency_key: IdempotencyKey = None, dry_run: DryRun = False
+) -> Response:
     wanted = checked(CloneBody, {} if body is ABSENT else body)
     origin = await run_in_threadpool(_look, parts, job_id)
     names = await parts.catalogue.names()
@@ -164,6 +174,8 @@ async def clone(parts: WithParts, job_id: JobId, body: JsonBody, idempotency_key
         spec = parse(changed, models=names.models, datasets=names.datasets)
     except InvalidSpec as error:
         raise InvalidSpec([_pointing_into_set(violation, wanted.set) for violation in error.violations]) from None
+    if dry_run:
+        return JSONResponse(spec.model_dump(mode="json"))
     sha256 = lifecycle.body_hash({"clone": job_id, "body": {} if body is ABSENT else body}) if idempotency_key else ""
     return await _submitted(parts, Submission(spec, idempotency_key=idempotency_key, body_sha256=sha256, cloned_from=job_id))
 
@@ -247,7 +259,7 @@ def list_jobs(
     ] = None,
 ) -> Response:
     wanted = queries.Filter(
-        states=state or (),
+        states=tuple(dict.fromkeys(state or ())),
         labels=_labels_asked(request),
         experiment=experiment,
         created_after_ms=None if created_after is None else round(created_after.timestamp() * 1000),
@@ -277,17 +289,21 @@ KNOWN_FILTERS = frozenset({"limit", "after", "state", "experiment", "created_aft
 
 def _labels_asked(request: Request) -> dict[str, str]:
     """The label.KEY parameters; every other unknown one is refused, because a misspelt filter would list everything."""
-    labels = {}
-    for name, value in request.query_params.items():
+    labels: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
         if name in KNOWN_FILTERS:
             continue
         key = name.removeprefix(LABEL)
-        if not name.startswith(LABEL) or not re.match(NAME_PATTERN, key):
+        if not name.startswith(LABEL) or not re.fullmatch(NAME_PATTERN, key):
             raise parameter_error(
                 name[:64], "unknown_parameter", "no such filter; there are label.KEY, " + ", ".join(sorted(KNOWN_FILTERS))
             )
-        if not re.match(PLAIN_TEXT, value):
+        if not re.fullmatch(PLAIN_TEXT, value):
             raise parameter_error(name, "bad_format", "must not contain control characters")
+        if key in labels:
+            raise parameter_error(name, "repeated_parameter", "must be given once: a job has one value of each label")
+        if len(labels) == MOST_LABELS:
+            raise parameter_error(name, "too_many", f"must be one of at most {MOST_LABELS} labels: a job has no more")
         labels[key] = value
     return labels
 

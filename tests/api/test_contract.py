@@ -57,6 +57,21 @@ def test_every_reference_leads_somewhere(api: Api) -> None:
     assert missing == set()
 
 
+def test_nothing_is_changed_by_a_call_with_a_parameter_that_is_not_known(api: Api) -> None:
+    job = api.submit()
+    tried = 0
+    for method, path, _ in operations(api):
+        if method in ("post", "patch", "delete"):
+            url = path.replace("{job_id}", job["id"])
+            answer = api.http.request(method.upper(), url, params={"dryrun": "true", "dry-run": "1"}, json=DIGITS)
+            assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), (method, path)
+            assert [one["parameter"] for one in answer.json()["errors"]] == ["dryrun", "dry-run"]
+            tried += 1
+    assert tried >= 8
+    assert [one["id"] for one in api.http.get("/v1/jobs").json()["data"]] == [job["id"]]
+    assert api.job(job["id"])["version"] == job["version"]
+
+
 def test_framework_schemas_that_nothing_sends_are_not_there(api: Api) -> None:
     assert "HTTPValidationError" not in api.http.get("/openapi.json").text
 

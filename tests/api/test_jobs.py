@@ -199,6 +199,8 @@ def test_jobs_sort_by_a_best_metric(any_api: Api) -> None:
         ("experiment", "a\x00b"),
         ("label.team", "a\x00b"),
         ("label.a b", "c"),
+        ("label.team\n", "c"),
+        ("label.team", "vision\n"),
         ("sate", "failed"),
     ],
 )
@@ -206,6 +208,22 @@ def test_a_bad_filter_is_refused_by_name(any_api: Api, name: str, value: str) ->
     answer = any_api.http.get("/v1/jobs", params={name: value})
     assert problem(answer) == (422, "invalid_request")
     assert answer.json()["errors"][0]["parameter"] == name
+
+
+def test_32_labels_are_asked_for_and_no_more(any_api: Api) -> None:
+    labels = {f"key-{number}": "x" for number in range(32)}
+    job = any_api.submit(labels=labels)
+    asked = {f"label.{key}": value for key, value in labels.items()}
+    assert ids(any_api.http.get("/v1/jobs", params=asked)) == [job["id"]]
+    answer = any_api.http.get("/v1/jobs", params=asked | {"label.more": "x"})
+    assert problem(answer) == (422, "invalid_request")
+    assert "at most 32 labels" in answer.json()["detail"]
+
+
+def test_a_label_asked_for_twice_is_refused(api: Api) -> None:
+    answer = api.http.get("/v1/jobs", params=[("label.team", "vision"), ("label.team", "audio")])
+    assert problem(answer) == (422, "invalid_request")
+    assert answer.json()["errors"][0]["parameter"] == "label.team"
 
 
 def test_a_sorted_page_after_an_unknown_job_is_refused(any_api: Api) -> None:
@@ -355,6 +373,18 @@ def test_a_clone_is_the_same_spec_with_changes(any_api: Api) -> None:
 def test_a_clone_without_a_body_is_a_copy(api: Api) -> None:
     origin = api.submit()
     assert api.http.post(f"/v1/jobs/{origin['id']}/clone").json()["spec"] == origin["spec"]
+
+
+def test_a_dry_run_of_a_clone_gives_the_spec_and_stores_nothing(any_api: Api) -> None:
+    origin = any_api.submit()
+    url = f"/v1/jobs/{origin['id']}/clone"
+    answer = any_api.http.post(url, params={"dry_run": "true"}, json={"set": {"epochs": 3}}, headers={"Idempotency-Key": "free"})
+    assert (answer.status_code, answer.json()) == (200, {**origin["spec"], "epochs": 3})
+    refused = any_api.http.post(url, params={"dry_run": "true"}, json={"set": {"epochs": 0}})
+    assert problem(refused) == (422, "invalid_spec")
+    assert ids(any_api.http.get("/v1/jobs")) == [origin["id"]]
+    # a dry run keeps no key
+    assert any_api.http.post(url, headers={"Idempotency-Key": "free"}).status_code == 202
 
 
 def test_another_optimizer_starts_from_its_own_defaults(api: Api) -> None:

@@ -1,0 +1,50 @@
+"""Routes that take no parameter they do not know: a misspelt `dry_run` must not store a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api import errors
+from api.border import SAFE_METHODS
+from api.errors import Refused
+
+SHOWN = 64
+
+
+class StrictRoute(APIRoute):
+    """Refuses, with 422, every query parameter that a call which changes something does not declare."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        if (self.methods or SAFE_METHODS) <= SAFE_METHODS:
+            return handle
+        known = query_names(self.dependant)
+
+        async def handle_if_known(request: Request) -> Response:
+            if request.scope["query_string"]:
+                refuse_unknown(request, known)
+            return await handle(request)
+
+        return handle_if_known
+
+
+def query_names(dependant: Dependant) -> frozenset[str]:
+    """The query parameters that a route's function and its dependencies declare."""
+    own = frozenset(parameter.alias for parameter in dependant.query_params)
+    return own.union(*(query_names(inner) for inner in dependant.dependencies))
+
+
+def refuse_unknown(request: Request, known: frozenset[str]) -> None:
+    """Raises Refused (422) that names every query parameter that is not `known`."""
+    unknown = [name[:SHOWN] for name in request.query_params if name not in known]
+    if not unknown:
+        return
+    rule = "no such parameter; " + (f"there is {', '.join(sorted(known))}" if known else "this call takes none")
+    found = [{"parameter": name, "code": "unknown_parameter", "detail": rule} for name in unknown]
+    raise Refused(errors.INVALID_REQUEST, f"{unknown[0]}: {rule}", errors=found)
