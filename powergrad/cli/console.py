@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
 import json
 import math
 import os
@@ -11,6 +14,7 @@ import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
@@ -22,6 +26,9 @@ if TYPE_CHECKING:
     from powergrad.client import ApiError, Client, Job
 
 WIDE = 160  # columns for text that goes to a file or a pipe: a table must not lose ids to a guess of 80
+
+
+SEARCHED = 1000  # jobs, ten pages: half a second at most before a command that names one begins
 
 
 class Code(IntEnum):
@@ -65,6 +72,44 @@ UrlOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, an unambiguous part of one, or `last`.")]
 JobsArgument = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids, unambiguous parts of ids, or `last`.")]
+
+
+def path(text: str) -> Path:
+    """A path from the command line. An empty one (a variable that is not set) would be the current folder."""
+    if not text:
+        raise typer.BadParameter("must not be empty")
+    return Path(text)
+
+
+def path_text(text: str) -> str:
+    """The same as text, for which a slash at the end means a folder."""
+    path(text)
+    return text
+
+
+class _Closed(io.TextIOBase):
+    """Standard output that the caller has closed (`>&-`); Python gives None."""
+
+    def write(self, text: str) -> int:
+        del text
+        raise Problem("standard output is closed")
+
+
+def mend_streams() -> None:
+    """Stand in for standard streams that the caller has closed, whose numbers the next opened file would take."""
+    if None not in {sys.stdin, sys.stdout, sys.stderr}:
+        return
+    while os.open(os.devnull, os.O_RDWR) < 3:
+        pass
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+    sys.stdout = sys.stdout or _Closed()
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - the same
+
+
+def drop_output() -> None:
+    """Let what could not be written go, so that the interpreter does not try it again, and complain, at its end."""
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def stdout() -> Console:
@@ -124,7 +169,10 @@ def silence(url: str, cause: str) -> Problem:
 
 
 def find(client: Client, wanted: str) -> str:
-    """The id that `wanted` means: an id, `last`, or a part from its beginning or end that fits one of the newest 100 jobs alone."""
+    """The id that `wanted` means: an id, `last`, or a part of one that fits no other among the newest SEARCHED jobs.
+
+    A part from an id's beginning is looked for among all jobs.
+    """
     if re.fullmatch(r"job_[0-9A-Za-z]{26}", wanted):
         return wanted
     if wanted == "last":
@@ -132,18 +180,31 @@ def find(client: Client, wanted: str) -> str:
         if not newest:
             raise Problem("There is no job yet.", advice="powergrad init, then powergrad submit job.yaml", code=Code.REFUSED)
         return newest[0].id
-    part = wanted.removeprefix("job_").upper()
-    recent = [job.id for job in client.page(limit=100).data] if part else []
-    fitting = [job_id for job_id in recent if _fits(job_id.removeprefix("job_").upper(), part)]
+    fitting = _fitting(client, wanted)
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise Problem(f"{wanted}: {len(fitting)} jobs fit: {', '.join(fitting[:5])}", advice="Give more of the id.", code=Code.REFUSED)
-    raise Problem(f"{wanted}: none of the newest jobs has such an id.", advice="The ids: powergrad jobs", code=Code.REFUSED)
+        more = ", …" if len(fitting) > 5 else ""
+        raise Problem(
+            f"{wanted}: {len(fitting)} jobs fit: {', '.join(fitting[:5])}{more}", advice="Give more of the id.", code=Code.REFUSED
+        )
+    advice = "The ids: powergrad jobs --all -q. An older job: give its whole id or the beginning of it."
+    raise Problem(f"{wanted}: none of the newest {SEARCHED:,} jobs has such an id.", advice=advice, code=Code.REFUSED)
 
 
-def _fits(ulid: str, part: str) -> bool:
-    return ulid.startswith(part) or ulid.endswith(part)
+def _fitting(client: Client, wanted: str) -> list[str]:
+    """Ids with this part, newest first."""
+    part = wanted.removeprefix("job_").upper()
+    if not re.fullmatch(r"[0-9A-Z]{1,26}", part):
+        return []
+    looked_at = itertools.chain(itertools.islice(client.list(q=f"job_{part}"), SEARCHED), itertools.islice(client.list(), SEARCHED))
+    found = {job.id for job in looked_at if _fits(job.id, part, wanted)}
+    return sorted(found, reverse=True)  # a ULID begins with its time
+
+
+def _fits(job_id: str, part: str, wanted: str) -> bool:
+    ulid = job_id.removeprefix("job_").upper()
+    return ulid.startswith(part) if wanted.startswith("job_") else part in ulid
 
 
 # --- how values read
@@ -202,12 +263,11 @@ def percent(value: float | None) -> str:
 
 
 def describe(error: ApiError) -> str:
-    """A refusal as rich markup: what, then every violation with its place in the spec."""
+    """A refusal as rich markup: what, then every violation with its place in the spec or the parameter's name."""
     head = f"[red]Refused[/] ({error.status}{f' {error.code}' if error.code else ''}): {escape(error.detail or error.title)}"
-    width = max((len(violation.pointer) for violation in error.errors), default=0)
+    width = max((len(violation.place) for violation in error.errors), default=0)
     lines = [
-        f"  [bold]{escape(violation.pointer or '/'):{width}}[/]  {escape(violation.detail)}{_got(violation.value)}"
-        for violation in error.errors
+        f"  [bold]{escape(violation.place):{width}}[/]  {escape(violation.detail)}{_got(violation.value)}" for violation in error.errors
     ]
     return "\n".join([head, *lines])
 

@@ -45,7 +45,14 @@ ALPHAS = {"digits-pgt": 0.25, "digits-twin": 1.0}
 
 def demo(
     data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", help="Keep jobs and checkpoints here.", show_default="a temporary one, deleted at the end")
+        Path | None,
+        typer.Option(
+            "--data-dir",
+            parser=console.path,
+            metavar="PATH",
+            help="Keep jobs and checkpoints here.",
+            show_default="a temporary one, deleted at the end",
+        ),
     ] = None,
 ) -> None:
     """Start a server of its own, train two small networks on real digits, fetch the better one. About a minute."""

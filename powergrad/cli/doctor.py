@@ -58,7 +58,10 @@ class Finding:
 
 def doctor(
     data_dir: Annotated[
-        Path | None, typer.Option(help="Data directory to look at.", envvar="POWERGRAD_DATA_DIR", show_default="~/.powergrad")
+        Path | None,
+        typer.Option(
+            help="Data directory to look at.", parser=console.path, metavar="PATH", envvar="POWERGRAD_DATA_DIR", show_default="~/.powergrad"
+        ),
     ] = None,
     as_json: JsonOption = False,
     url: UrlOption = None,

@@ -48,27 +48,49 @@ for panel, commands in {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line; the exit code, which the console script hands to the shell."""
+    console.mend_streams()
+    code = _run(arguments)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        console.drop_output()
+        return _told(error) if code == Code.OK else code
+    return code
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
         app(args=arguments, prog_name="powergrad", standalone_mode=True)
     except SystemExit as end:
-        return Code.USAGE if end.code == CLICK_USAGE else int(end.code or 0)
+        return _ended(end)
     except Finish as end:
         return end.code
     except Problem as problem:
         console.show_problem(problem)
         return problem.code
     except KeyboardInterrupt:
-        return Code.INTERRUPTED
-    except BrokenPipeError:  # `powergrad jobs | head`: the reader has had enough
-        sys.stderr.close()
-        return Code.OK
+        return _interrupted()
     except Exception as error:  # noqa: BLE001 - what the client did not raise goes on as it is
         return _told(error)
     return Code.OK
 
 
+def _ended(end: SystemExit) -> int:
+    """The exit code for an end that typer or rich has made of something else."""
+    if isinstance(end.__context__, BrokenPipeError):
+        return Code.OK
+    if end.code == Code.INTERRUPTED:
+        return _interrupted()
+    return Code.USAGE if end.code == CLICK_USAGE else int(end.code or 0)
+
+
+def _interrupted() -> int:
+    console.say("Interrupted.")
+    return Code.INTERRUPTED
+
+
 def _told(error: Exception) -> int:
-    """The exit code for what the client raised, once it has been said in words; anything else goes on as it is."""
+    """The exit code for what the client or the system raised, once it has been said in words; anything else goes on as it is."""
     from powergrad.client import ApiError, ClientError, Unreachable
 
     match error:
@@ -81,6 +103,11 @@ def _told(error: Exception) -> int:
             return Code.UNREACHABLE
         case ClientError() | TimeoutError():
             console.show_problem(Problem(str(error)))
+            return Code.FAILED
+        case BrokenPipeError():  # `powergrad jobs | head`: the reader has had enough
+            return Code.OK
+        case OSError(strerror=str(why)):
+            console.show_problem(Problem(f"{error.filename or 'Output'}: {why}"))
             return Code.FAILED
         case _:
             raise error

@@ -23,7 +23,7 @@ SPARK_POINTS = 32
 
 def logs(
     job: JobArgument,
-    tail: Annotated[int | None, typer.Option("--tail", "-n", min=0, help="Only the last N lines.")] = None,
+    tail: Annotated[int | None, typer.Option("--tail", "-n", min=0, max=1_000_000, help="Only the last N lines.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
     url: UrlOption = None,
 ) -> None:
@@ -41,7 +41,7 @@ def logs(
 def metrics(
     job: JobArgument,
     name: Annotated[list[str] | None, typer.Option("--name", help="Only this metric, such as val_top1. Repeatable.")] = None,
-    points: Annotated[int | None, typer.Option("--points", min=2, help="At most about so many points a series, extremes kept.")] = None,
+    points: Annotated[int | None, typer.Option("--points", min=4, help="At most about so many points a series, extremes kept.")] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: JsonOption = False,
     url: UrlOption = None,
@@ -101,7 +101,12 @@ def spark(values: list[float]) -> str:
 def pull(
     job: JobArgument,
     checkpoint: Annotated[str, typer.Option("--checkpoint", "-c", help="best, latest, or a checkpoint's id.")] = "best",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File or folder; default: JOB-CHECKPOINT.safetensors here.")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", parser=console.path_text, metavar="PATH", help="File or folder; default: JOB-CHECKPOINT.safetensors here."
+        ),
+    ] = None,
     as_json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
@@ -121,7 +126,7 @@ def pull(
         typer.echo(str(path))
 
 
-def download(client: Client, job_id: str, checkpoint: str, output: Path | None) -> Path:
+def download(client: Client, job_id: str, checkpoint: str, output: Path | str | None) -> Path:
     """`Client.download` with a bar on a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console.stderr(), disable=not sys.stderr.isatty(), auto_refresh=False) as progress:

@@ -38,13 +38,20 @@ class Stoppable(Protocol):
 def train(
     file: Annotated[str, typer.Argument(metavar="SPEC", help="A job spec in YAML or JSON; - reads standard input.")],
     run_dir: Annotated[
-        Path, typer.Option("--run-dir", help="Where checkpoints and metrics go; one that is there already is gone on with.")
+        Path,
+        typer.Option(
+            "--run-dir",
+            parser=console.path,
+            metavar="PATH",
+            help="Where checkpoints and metrics go; one that is there already is gone on with.",
+        ),
     ],
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a field: loss.alpha=0.3. Repeatable.")
     ] = None,
     data_root: Annotated[
-        Path | None, typer.Option("--data-root", help="Where data sets lie.", show_default="~/.powergrad/datasets")
+        Path | None,
+        typer.Option("--data-root", parser=console.path, metavar="PATH", help="Where data sets lie.", show_default="~/.powergrad/datasets"),
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu or cuda:0.", show_default="cuda:0 where there is one")] = None,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from powergrad.cli import stack
+from powergrad.cli import console, stack
 from powergrad.cli.console import Problem
 from powergrad.cli.stack import DEFAULT_HOST, DEFAULT_PORT, StackError
 
@@ -23,7 +23,14 @@ def up(
     host: Annotated[str, typer.Option(help="Loopback address to listen on.")] = DEFAULT_HOST,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = DEFAULT_PORT,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Where jobs, checkpoints and logs live.", envvar="POWERGRAD_DATA_DIR", show_default="~/.powergrad")
+        Path | None,
+        typer.Option(
+            help="Where jobs, checkpoints and logs live.",
+            parser=console.path,
+            metavar="PATH",
+            envvar="POWERGRAD_DATA_DIR",
+            show_default="~/.powergrad",
+        ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
     slots: Annotated[

@@ -85,10 +85,17 @@ class Core:
 def core(base_url: str | None, timeout_s: float, retries: int | Retries) -> Core:
     """Settings with the defaults filled in: POWERGRAD_URL, else the address that `powergrad up` listens on."""
     url = (base_url or os.environ.get("POWERGRAD_URL") or DEFAULT_URL).rstrip("/")
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    if not _is_address(url):
         raise ClientError(f"{url}: must be an http:// or https:// address, such as {DEFAULT_URL}")
     return Core(url, timeout_s, retries if isinstance(retries, Retries) else Retries(count=retries))
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts, read = urlsplit(url), httpx2.URL(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname and read.host) and parts.port != 0
+    except (ValueError, httpx2.InvalidURL):
+        return False
 
 
 class Patience:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -80,6 +81,12 @@ class PartialFile:
 
 
 def target_of(path: str | os.PathLike[str] | None, job_id: str, checkpoint: Checkpoint) -> Path:
-    """Where to put a download: `path`, or a name made of job and checkpoint in it if it is a folder (None: the current one)."""
+    """Where to put a download: `path`, or a name made of job and checkpoint in it if it is a folder (None: the current one).
+
+    A slash at the end says that it is one, to be made if need be. Raises FileNotFoundError where such a folder's parent is not there.
+    """
     place = Path(path) if path is not None else Path()
-    return place / f"{job_id}-{checkpoint.id}.safetensors" if place.is_dir() else place
+    is_folder = path is not None and os.fspath(path).endswith(os.sep)
+    if is_folder and not place.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place.parent))
+    return place / f"{job_id}-{checkpoint.id}.safetensors" if is_folder or place.is_dir() else place

@@ -21,12 +21,17 @@ class ClientError(Exception):
 
 @dataclass(frozen=True)
 class Violation:
-    """One thing wrong with a spec: where it is (a JSON pointer), and the rule it breaks."""
+    """One thing wrong with a request: where it is (a JSON pointer into the body, or a parameter's name), and the rule it breaks."""
 
     pointer: str
     code: str
     detail: str
     value: Any = None
+    parameter: str = ""
+
+    @property
+    def place(self) -> str:
+        return self.parameter or self.pointer or "/"
 
 
 class ApiError(ClientError):
@@ -45,7 +50,7 @@ class ApiError(ClientError):
 
     def _message(self) -> str:
         said = self.detail or self.title or "no reason given"
-        broken = [f"{violation.pointer or '/'}: {violation.detail}" for violation in self.errors]
+        broken = [f"{violation.place}: {violation.detail}" for violation in self.errors]
         return "; ".join([f"{self.status} {self.code}: {said}" if self.code else f"{self.status}: {said}", *broken])
 
 
@@ -81,4 +86,5 @@ def retry_after_s(response: httpx2.Response) -> float | None:
 
 
 def _violation(entry: dict[str, Any]) -> Violation:
-    return Violation(str(entry.get("pointer", "")), str(entry.get("code", "")), str(entry.get("detail", "")), entry.get("value"))
+    pointer, code, detail, parameter = (str(entry.get(name) or "") for name in ("pointer", "code", "detail", "parameter"))
+    return Violation(pointer, code, detail, entry.get("value"), parameter)

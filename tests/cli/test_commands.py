@@ -79,7 +79,9 @@ def test_a_list_names_the_job_and_its_score(here: Path, trained: Job, capsys: Ca
     assert capsys.readouterr().out == f"{trained.id}\n"
 
 
-@pytest.mark.parametrize("part", [slice(None), slice(-8, None), slice(4, None)], ids=["id", "its end", "without job_"])
+@pytest.mark.parametrize(
+    "part", [slice(None), slice(-8, None), slice(4, None), slice(18, 27)], ids=["id", "its end", "without job_", "its middle"]
+)
 def test_part_of_an_id_is_enough(here: Path, trained: Job, capsys: Captured, part: slice) -> None:
     assert main(["show", trained.id[part], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["id"] == trained.id
@@ -94,8 +96,27 @@ def test_last_is_the_newest(here: Path, client: Client, capsys: Captured) -> Non
 def test_an_id_that_fits_many_is_refused(here: Path, client: Client, capsys: Captured) -> None:
     for _ in range(2):
         client.cancel(client.submit(endless()).id)
-    assert main(["show", "job_0"]) == 3
-    assert "Give more of the id" in capsys.readouterr().err
+    for part in ("job_0", "0"):
+        assert main(["show", part]) == 3
+        told = capsys.readouterr().err
+        assert "jobs fit: job_" in told
+        assert "Give more of the id" in told
+
+
+def test_a_part_that_fits_none_says_where_it_looked(here: Path, capsys: Captured) -> None:
+    assert main(["show", "ILOU"]) == 3  # letters that no id has
+    assert "none of the newest 1,000 jobs has such an id" in capsys.readouterr().err
+
+
+def test_a_parameter_that_is_refused_is_named(here: Path, capsys: Captured) -> None:
+    assert main(["jobs", "--search", 129 * "x"]) == 3
+    told = capsys.readouterr().err.splitlines()[1]
+    assert told.split()[0] == "q"
+
+
+@pytest.mark.parametrize("arguments", [["metrics", "last", "--points", "3"], ["logs", "last", "-n", "1000001"]])
+def test_a_count_beyond_the_server_s_is_wrong_usage(here: Path, arguments: list[str]) -> None:
+    assert main(arguments) == 64
 
 
 def test_one_refusal_does_not_keep_the_others_from_their_turn(here: Path, client: Client, trained: Job, capsys: Captured) -> None:
@@ -131,6 +152,17 @@ def test_pull_prints_where_the_weights_are(here: Path, trained: Job, capsys: Cap
     assert (here / "weights" / "mine.safetensors").stat().st_size > 40_000_000
     assert main(["pull", trained.id, "-c", "step-00000001"]) == 3
     assert "has no checkpoint 'step-00000001'; it has: step-" in capsys.readouterr().err
+
+
+def test_pull_makes_the_folder_that_a_slash_names(here: Path, trained: Job, capsys: Captured) -> None:
+    assert main(["pull", trained.id, "-o", "weights/"]) == 0
+    pulled = Path(capsys.readouterr().out.strip())
+    assert pulled.parent == Path("weights")
+    assert pulled.name.startswith(trained.id)
+    assert pulled.is_file()
+    assert main(["pull", trained.id, "-o", "nowhere/weights/"]) == 1
+    assert "nowhere: cannot be written (No such file or directory)" in capsys.readouterr().err
+    assert not (here / "nowhere").exists()
 
 
 def test_the_doctor_finds_the_server_ready(here: Path, capsys: Captured) -> None:

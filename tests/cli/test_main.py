@@ -103,6 +103,65 @@ def test_an_address_that_is_none_is_wrong_usage(powergrad: Run) -> None:
     assert "must be an http://" in asked.stderr
 
 
+@pytest.mark.parametrize("url", ["http://[bad", "http://127.0.0.1:99999", "http://127.0.0.1:port", "http://a\nb"])
+def test_an_address_that_cannot_be_read_is_wrong_usage(powergrad: Run, url: str) -> None:
+    asked = powergrad("jobs", "--url", url)
+    assert asked.returncode == 64
+    assert "must be an http://" in asked.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["up", "--data-dir", ""],
+        ["doctor", "--data-dir="],
+        ["demo", "--data-dir", ""],
+        ["train", "-", "--run-dir", ""],
+        ["train", "-", "--run-dir", "run", "--data-root", ""],
+        ["pull", "last", "-o", ""],
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(powergrad: Run, tmp_path: Path, arguments: list[str]) -> None:
+    asked = powergrad(*arguments, cwd=tmp_path)
+    assert asked.returncode == 64
+    assert "must not be empty" in " ".join(asked.stderr.replace("│", " ").split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def shell(line: str) -> Ended:
+    program = f"{sys.executable} -P -m powergrad.cli.main"
+    command = ["bash", "-o", "pipefail", "-c", line.replace("powergrad", program)]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    return Ended(asked.returncode, asked.stdout, asked.stderr)
+
+
+@pytest.mark.parametrize("command", ["--help", "init -", "--version"])
+def test_a_reader_that_has_had_enough_is_no_error(command: str) -> None:
+    asked = shell(f"powergrad {command} | true")
+    assert (asked.returncode, asked.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("target", "message"), [(">/dev/full", "No space left on device"), (">&-", "standard output is closed")], ids=["full", "closed"]
+)
+@pytest.mark.parametrize("command", ["--help", "init -", "--version"])
+def test_output_that_cannot_be_written_is_one_line(command: str, target: str, message: str) -> None:
+    asked = shell(f"powergrad {command} {target}")
+    assert asked.returncode == 1
+    assert message in asked.stderr
+    assert len(asked.stderr.splitlines()) == 1
+
+
+def test_an_interrupted_command_says_so(powergrad: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(source: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("powergrad.cli.specfile.read", interrupted)
+    asked = powergrad("train", "job.yaml", "--run-dir", str(tmp_path))
+    assert asked.returncode == 130
+    assert asked.stderr == "Interrupted.\n"
+
+
 def test_the_shell_gets_the_exit_code() -> None:
     asked = subprocess.run([sys.executable, "-P", "-m", "powergrad.cli.main", "jobs", "--nope"], capture_output=True, check=False)
     assert asked.returncode == 64
@@ -124,7 +183,7 @@ def test_init_writes_once_and_prints_on_demand(powergrad: Run, tmp_path: Path) -
 
 def test_an_unreadable_spec_is_told_before_the_server_is_asked(powergrad: Run, nobody: str) -> None:
     asked = powergrad("submit", "-", "--url", nobody, given="epochs: 3\nepochs: 4\n")
-    assert asked.returncode == 1
+    assert asked.returncode == 64
     assert "standard input, line 2, column 1: 'epochs' is given twice" in asked.stderr
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from powergrad.cli import specfile
-from powergrad.cli.console import Problem
+from powergrad.cli.console import Code, Problem
 from powergrad.cli.jobs import EXAMPLE
 from powergrad.jobs.spec import JobSpec, parse
 
@@ -69,6 +69,30 @@ def test_standard_input_is_a_dash(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_no_spec_is_refused_with_its_place(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(Problem, match=message):
         specfile.read(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optimizer: {lr: .nan}", r"optimizer\.lr: must be a finite number, not nan"),
+        ("epochs: 1e999", "epochs: must be a finite number, not inf"),
+        ("name: !!timestamp 2026-01-01", "name: must be text, .* not date"),
+        ("name: !!timestamp soon", "holds a value that is not of its type"),
+        ("name: !!binary aGFsbG8=", "name: must be text, .* not bytes"),
+        ("name: !!set {a, b}", "name: must be text, .* not set"),
+        ("epochs: !!int many", "holds a value that is not of its type"),
+        ("data: &it {dataset: digits, more: *it}", r"data\.more: refers to itself"),
+        ("name: " + 5000 * "[", "nested deeper than 32 levels"),
+        ("name: " + 100 * "[" + 100 * "]", "nested deeper than 32 levels"),
+        ("? [a, b]\n: 1", "a key must be a single word"),
+        ("!!map 3", "expected a mapping node"),
+        ("\n".join(["a0: &a0 [1, 2]", *(f"a{n}: &a{n} [{', '.join(10 * [f'*a{n - 1}'])}]" for n in range(1, 12))]), "100,000 values"),
+    ],
+)
+def test_what_json_does_not_know_is_refused_as_a_wrong_file(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(Problem, match=message) as told:
+        specfile.read(written(tmp_path, text))
+    assert told.value.code == Code.USAGE
 
 
 def test_a_missing_file_is_named() -> None:
