@@ -6,12 +6,13 @@ The domain raises its own errors; `KINDS` maps each class to a kind. What no one
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -23,6 +24,7 @@ from powergrad.jobs.store import is_unavailable
 MEDIA_TYPE = "application/problem+json"
 SCHEMA_NAME = "Problem"
 RETRY_AFTER_S = 2
+MOST_ERRORS = 100  # more help no one, and a small body can break tens of thousands of rules
 CLIENT_GONE = 499  # nginx's number: HTTP has none for an answer that no one waits for
 
 log = structlog.get_logger(__name__)
@@ -81,7 +83,11 @@ class Refused(Exception):
 
 
 def problem(kind: Kind, detail: str, *, instance: str, headers: Mapping[str, str] | None = None, **more: Any) -> Response:
-    """The response that says so; `more` are further members of the problem."""
+    """The response that says so; `more` are further members of the problem. Of many `errors` it has the first MOST_ERRORS."""
+    broken = more.get("errors") or []
+    if len(broken) > MOST_ERRORS:
+        detail = f"{len(broken)} rules are broken: the first {MOST_ERRORS} are in errors"
+        more["errors"] = broken[:MOST_ERRORS]
     body = {
         "type": f"urn:powergrad:problem:{kind.code}",
         "title": kind.title,
@@ -123,7 +129,7 @@ async def _domain(request: Request, error: domain.JobError) -> Response:
         return await _unforeseen(request, error)
     more: dict[str, Any] = {}
     if isinstance(error, domain.InvalidSpec):
-        more["errors"] = [asdict(violation) for violation in error.violations]
+        more["errors"] = [vars(violation) for violation in error.violations]
     if isinstance(error, domain.IllegalMove):
         more["state"] = error.state
     if isinstance(error, domain.VersionMismatch):
@@ -157,11 +163,21 @@ def _parameter(item: Mapping[str, Any]) -> dict[str, Any]:
 
 async def _framework(request: Request, error: HTTPException) -> Response:
     kind = _OF_FRAMEWORK.get(error.status_code) or Kind(error.status_code, "http_error", "Refused", "")
+    headers = dict(error.headers or {})
+    if error.status_code == METHOD_NOT_ALLOWED.status:
+        headers["Allow"] = ", ".join(sorted(_methods(request) | set(headers.get("Allow", "").split(", ")) - {""}))
     detail = {
         404: f"{request.url.path}: nothing is here; /docs lists what is",
-        405: f"{request.method} is not for {request.url.path}; allowed: {(error.headers or {}).get('Allow', '')}",
+        405: f"{request.method} is not for {request.url.path}; allowed: {headers.get('Allow')}",
     }.get(error.status_code, str(error.detail))
-    return problem(kind, detail, instance=request.url.path, headers=error.headers)
+    return problem(kind, detail, instance=request.url.path, headers=headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """The methods of every route of the path: the framework names those of the first one only."""
+    routes = iter_route_contexts(request.app.routes)
+    here = (route for route in routes if route.methods and route.path_regex.match(request.scope["path"]))
+    return {method for route in here for method in route.methods or ()}
 
 
 async def _gone(request: Request, _: ClientDisconnect) -> Response:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-ONE_RANGE = re.compile(r"bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", re.ASCII | re.IGNORECASE)
+ONE_RANGE = re.compile(r"bytes\s*=\s*(\d*)\s*-\s*(\d*)\s*", re.ASCII | re.IGNORECASE)
+LARGEST = 10**18  # no file is so large; Python reads no integer of more than 4300 digits
 
 
 class Unsatisfiable(ValueError):
@@ -27,13 +28,18 @@ def span_of(header: str | None, size: int) -> Span | None:
         return None
     first, last = found.groups()
     if not first:
-        length = min(int(last), size)
+        length = min(_number(last), size)
         if length == 0:
             raise Unsatisfiable
         return Span(size - length, length)
-    start, end = int(first), int(last) if last else size - 1
+    start, end = _number(first), _number(last) if last else size - 1
     if last and end < start:
         return None
     if start >= size:
         raise Unsatisfiable
     return Span(start, min(end, size - 1) - start + 1)
+
+
+def _number(digits: str) -> int:
+    significant = digits.lstrip("0")
+    return int(significant or "0") if len(significant) <= 18 else LARGEST

@@ -14,6 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from api import errors
 from api.documents import CheckpointListDocument
 from api.errors import Refused
+from api.etags import matches
 from api.openapi import STORED, problems
 from api.parts import JobId, WithParts
 from api.ranges import Unsatisfiable, span_of
@@ -92,13 +93,13 @@ def weights(
     if parts.artifacts.size(path) != found.bytes:
         raise Refused(errors.CHECKPOINT_NOT_FOUND, f"the file of {found.id} is missing or cut short: take another checkpoint")
     headers = _headers(job_id, found)
-    if if_none_match is not None and headers["ETag"] in (tag.strip() for tag in if_none_match.split(",")):
+    if if_none_match is not None and matches(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     try:
         span = span_of(range_ if if_range in (None, headers["ETag"]) else None, found.bytes)
     except Unsatisfiable:
         unsatisfied = {"Content-Range": f"bytes */{found.bytes}"}
-        raise Refused(errors.BAD_RANGE, f"Range: {range_}: the file has {found.bytes} bytes", headers=unsatisfied) from None
+        raise Refused(errors.BAD_RANGE, f"Range: {(range_ or '')[:64]}: the file has {found.bytes} bytes", headers=unsatisfied) from None
     start, length = (0, found.bytes) if span is None else (span.start, span.length)
     headers["Content-Length"] = str(length)
     if span is not None:

@@ -20,6 +20,7 @@ from api import errors
 from api.bodies import ABSENT, JsonBody, checked, read_json, required
 from api.documents import JobDocument, JobListDocument
 from api.errors import Refused, parameter_error
+from api.etags import matches
 from api.openapi import BODY, CHANGES, STORED, json_request, problems
 from api.parts import JOB_ID, JobId, Parts, WithParts
 from api.strict import StrictRoute
@@ -339,7 +340,7 @@ async def _get_when_changed(parts: Parts, job_id: str, if_none_match: str | None
         seen = if_none_match or queries.etag(job)
         if if_none_match is None and job["state"] in TERMINAL:
             return _shown(job, None)  # it will not change by itself, and the caller has not seen it
-        while _matches(seen, queries.etag(job)) and now() < until and not parts.tailer.is_stopping:
+        while matches(seen, queries.etag(job)) and now() < until and not parts.tailer.is_stopping:
             longest = QUEUE_LOOK_S if job["state"] == JobState.QUEUED else wait_s
             await watcher.changed(max(0.0, min(until - now(), longest)))
             job = await parts.tailer.run(_look, parts, job_id)
@@ -353,14 +354,9 @@ def _look(parts: Parts, job_id: str) -> dict[str, Any]:
 
 def _shown(job: dict[str, Any], if_none_match: str | None) -> Response:
     headers = {"ETag": queries.etag(job), "Cache-Control": "no-cache"}
-    if if_none_match is not None and _matches(if_none_match, headers["ETag"]):
+    if if_none_match is not None and matches(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     return JSONResponse(job, headers=headers)
-
-
-def _matches(if_none_match: str, etag: str) -> bool:
-    """RFC 9110's weak comparison against a list of tags."""
-    return any(tag.strip().removeprefix("W/") in (etag, "*") for tag in if_none_match.split(","))
 
 
 # --- moves and changes -----------------------------------------------------------------------------------------------------------

@@ -54,6 +54,23 @@ def test_a_method_that_is_not_known_names_those_that_are(api: Api) -> None:
     assert answer.headers["allow"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/v1/jobs", "GET, POST"),
+        ("PUT", "/v1/jobs/job_00000000000000000000000000", "DELETE, GET, PATCH"),
+        ("POST", "/v1/jobs/job_00000000000000000000000000/checkpoints/best/model.safetensors", "GET, HEAD"),
+        ("GET", "/v1/jobs/job_00000000000000000000000000/cancel", "POST"),
+        ("DELETE", "/docs", "GET, HEAD"),
+        ("POST", "/docs/assets/swagger-ui.css", "GET, HEAD"),
+    ],
+)
+def test_every_method_of_the_path_is_allowed(api: Api, method: str, path: str, allowed: str) -> None:
+    answer = api.http.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+    assert answer.json()["detail"] == f"{method} is not for {path}; allowed: {allowed}"
+
+
 def test_an_error_nobody_foresaw_is_a_problem_and_its_text_is_in_the_log(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

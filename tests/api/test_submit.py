@@ -116,6 +116,19 @@ def test_a_key_that_cannot_be_kept_is_refused(api: Api, key: str) -> None:
 # --- bodies that break rules
 
 
+def test_of_very_many_violations_the_first_100_are_told_and_all_are_counted(api: Api) -> None:
+    answer = api.http.post("/v1/jobs", json={**DIGITS, **{f"field-{number}": 0 for number in range(30_000)}})
+    assert len(violations(answer)) == len(answer.json()["errors"]) == 100
+    assert answer.json()["detail"] == "30000 rules are broken: the first 100 are in errors"
+    assert len(answer.content) < 20_000
+
+
+def test_of_very_many_bad_parameters_the_first_100_are_told(api: Api) -> None:
+    answer = api.http.get("/v1/jobs?" + "&".join(["state=x"] * 3000))
+    assert (answer.status_code, len(answer.json()["errors"])) == (422, 100)
+    assert answer.json()["detail"] == "3000 rules are broken: the first 100 are in errors"
+
+
 def test_every_violation_is_told_at_once(api: Api) -> None:
     body = {"data": {"dataset": "digits", "batch_size": "many"}, "loss": {"alpha": 1.4}, "epoch": 3}
     found = violations(api.http.post("/v1/jobs", json=body))
