@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import ipaddress
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,7 +34,10 @@ HEALTHY_AFTER_S = 30.0
 DEATHS_BEFORE_READY = 3
 DRAIN_S = 60.0
 STOP_S = 10.0
+HOPELESS_EXITS = frozenset({2, 3, 78})  # what the API and the workers end with when a setting or the database is wrong
 LOG_LIMIT_BYTES = 8 << 20
+LOG_CHECK_S = 10.0
+DATABASE_PATH_LIMIT = 504  # SQLite's MAX_PATHNAME is 512, and "-journal" goes behind the name
 SOCKET_PATH_LIMIT = 103  # sun_path holds 107 bytes and a NUL on Linux, 103 on macOS
 AOF_COMPLAINTS = ("append only file", "append-only file", "appendonly", "aof", "manifest")
 LAUNCHER = Path(__file__).with_name("launch.py")
@@ -57,10 +61,13 @@ class Part:
     wait_s: float = FIRST_WAIT_S
     due_at: float | None = None
     deaths: int = 0
+    log_start: int = 0
+    """Where in the log this start's lines begin."""
 
     def start(self) -> None:
         rotate(self.log)
         with self.log.open("ab") as log:
+            self.log_start = log.tell()
             self.process = spawn(self.command, log=log, cwd=self.cwd, environment=self.environment)
         self.started_at, self.due_at = time.monotonic(), None
 
@@ -97,6 +104,7 @@ class Stack:
     say: Callable[[str], None] = lambda _: None
     parts: list[Part] = field(default_factory=list)
     _lock: IO[str] | None = None
+    _logs_due_at: float = 0.0
 
     def __post_init__(self) -> None:
         self.data_dir = self.data_dir.expanduser().absolute()
@@ -135,7 +143,11 @@ class Stack:
             raise
 
     def tend(self) -> None:
-        """Restart what has died, each after its back-off. Call it a few times a second; it never waits."""
+        """Restart what has died, each after its back-off, and keep the logs short. Call it a few times a second; it never waits."""
+        if time.monotonic() >= self._logs_due_at:
+            self._logs_due_at = time.monotonic() + LOG_CHECK_S
+            for part in self.parts:
+                rotate_live(part.log)
         for part in self.parts:
             if part.due_at is None and not part.is_alive:
                 self._bury(part)
@@ -149,6 +161,7 @@ class Stack:
         """
         deadline = time.monotonic() + timeout_s
         while not give_up():
+            self._check_first_starts()
             self.tend()
             status, body = ask(self.host, self.port, "/readyz")
             if status == 200:
@@ -175,6 +188,13 @@ class Stack:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def _check_first_starts(self) -> None:
+        """Raises StackError for a part that said, at its first start, that another one would not help."""
+        for part in self.parts:
+            code = part.process.poll() if part.process is not None else None
+            if part.deaths == 0 and code in HOPELESS_EXITS:
+                raise StackError(f"{part.name} cannot start (exit code {code}). {last_words(part.log, since=part.log_start)}")
 
     def _bury(self, part: Part) -> None:
         process = part.process
@@ -210,6 +230,11 @@ class Stack:
     def _make_folders(self) -> None:
         if "?" in str(self.data_dir):
             raise StackError(f"{self.data_dir}: the data directory's path must not contain '?', which ends the path in a database URL")
+        if (length := len(os.fsencode(self.data_dir / "powergrad.db"))) > DATABASE_PATH_LIMIT:
+            raise StackError(
+                f"{self.data_dir}: the database's path would have {length} bytes, and SQLite opens at most {DATABASE_PATH_LIMIT}; "
+                "choose a shorter one with --data-dir"
+            )
         try:
             self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (self.logs, self.data_dir / "valkey"):
@@ -261,6 +286,7 @@ class Stack:
     def _migrate(self) -> None:
         """Bring the database to this version's schema."""
         log = self.logs / "migrate.log"
+        rotate(log)
         with log.open("ab") as file:
             process = spawn(module("powergrad.jobs.migrate"), log=file, cwd=self.data_dir, environment=self._environment())
         if process.wait() != 0:
@@ -401,15 +427,28 @@ def rotate(log: Path) -> None:
         log.replace(log.with_name(f"{log.name}.1"))
 
 
-def tail(log: Path, lines: int) -> str:
+def rotate_live(log: Path) -> None:
+    """The same while a child writes to it: copied, then emptied. The child appends (O_APPEND), so it goes on at the new end.
+
+    Lines written between the two are lost: microseconds, once in 8 MiB.
+    """
+    with contextlib.suppress(OSError):  # no log yet, or a full disk: the next check tries again
+        if log.stat().st_size > LOG_LIMIT_BYTES:
+            shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+            os.truncate(log, 0)
+
+
+def tail(log: Path, lines: int, *, since: int = 0) -> str:
+    """The last lines; of those after byte `since`, if the log still is that long."""
     with contextlib.suppress(OSError), log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 16384))
+        size = log.stat().st_size
+        file.seek(max(0, size - 16384, since if since < size else 0))
         return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
     return ""
 
 
-def last_words(log: Path) -> str:
-    said = tail(log, 8)
+def last_words(log: Path, *, since: int = 0) -> str:
+    said = tail(log, 8, since=since)
     return f"Its last lines ({log}):\n{said}" if said.strip() else f"It said nothing in {log}."
 
 

@@ -204,6 +204,75 @@ def test_a_log_that_has_grown_is_put_aside(tmp_path: Path) -> None:
     assert (tmp_path / "api.log.1").exists()
 
 
+def test_a_live_log_that_has_grown_is_copied_and_emptied_under_its_writer(tmp_path: Path) -> None:
+    """The child goes on at the new end: no hole as long as the old log, and the old lines stand in the copy."""
+    made = Stack(tmp_path)
+    made._make_folders()
+    program = "import sys; [print(line.strip(), flush=True) for line in sys.stdin]"
+    part = Part("api", [sys.executable, "-c", program], made.logs / "api.log", tmp_path, dict(os.environ))
+    with part.log.open("ab") as log:
+        part.process = subprocess.Popen(part.command, stdin=subprocess.PIPE, stdout=log)
+    made.parts = [part]
+    assert part.process.stdin is not None
+    try:
+        part.process.stdin.write(b"x" * stack.LOG_LIMIT_BYTES + b"\n")
+        part.process.stdin.flush()
+        until(lambda: part.log.stat().st_size > stack.LOG_LIMIT_BYTES)
+        made.tend()
+        assert part.log.stat().st_size == 0
+        assert (made.logs / "api.log.1").stat().st_size == stack.LOG_LIMIT_BYTES + 1
+        part.process.stdin.write(b"new\n")
+        part.process.stdin.flush()
+        until(lambda: part.log.read_bytes() == b"new\n")
+    finally:
+        part.process.stdin.close()
+        part.process.wait()
+
+
+@pytest.mark.parametrize("code", sorted(stack.HOPELESS_EXITS))
+def test_a_first_start_that_says_it_is_hopeless_is_not_repeated(tmp_path: Path, said: list[str], code: int) -> None:
+    made = Stack(tmp_path, say=said.append)
+    made._make_folders()
+    program = f"print('POWERGRAD_X=y: must be z'); raise SystemExit({code})"
+    part = Part("worker", [sys.executable, "-c", program], made.logs / "worker.log", tmp_path, dict(os.environ))
+    part.log.write_text("what an earlier start said\n")
+    made.parts = [part]
+    part.start()
+    until(lambda: not part.is_alive)
+    with pytest.raises(StackError, match=rf"worker cannot start \(exit code {code}\)[^$]*POWERGRAD_X=y: must be z") as told:
+        made.ready(10.0)
+    assert "earlier" not in str(told.value)
+    assert said == []
+
+
+def test_a_setting_that_is_wrong_stops_the_start_with_the_part_s_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POWERGRAD_LOG_FORMAT", "runes")
+    made = Stack(tmp_path, port=0)
+    try:
+        made.start()
+        with pytest.raises(StackError, match=r"cannot start \(exit code \d+\)"):
+            made.ready(60.0)
+        assert {part.deaths for part in made.parts} == {0}
+    finally:
+        made.stop(grace_s=5.0)
+
+
+def test_a_path_that_sqlite_cannot_open_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    long = tmp_path / "/".join(["x" * 100] * 5)
+    with pytest.raises(StackError, match="SQLite opens at most 504; choose a shorter one"):
+        Stack(long, port=0).start()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_longest_path_allowed_is_one_that_sqlite_opens(tmp_path: Path) -> None:
+    left = stack.DATABASE_PATH_LIMIT - len(os.fsencode(tmp_path)) - len("/powergrad.db")
+    names = ["x" * 99] * (left // 100) + ["y" * (left % 100 - 1)] * (left % 100 > 1)
+    made = Stack(tmp_path.joinpath(*names), port=0)
+    made._make_folders()
+    made._migrate()
+    assert (made.data_dir / "powergrad.db").stat().st_size > 0
+
+
 def test_importing_the_guard_loads_no_library(tmp_path: Path) -> None:
     """It lives as long as the service does: it must stay small."""
     program = "import json, sys, powergrad.cli.guard; print(json.dumps([*sys.modules]))"
