@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from api.main import create_app
 from api.parts import Parts
 from api.routes.health import schema_problem
-from api.settings import ApiSettings
+from api.settings import ApiSettings, wrong_variables
 from powergrad.jobs import logs
 
 EX_CONFIG = 78  # sysexits.h: a setting is wrong; starting again does not help
@@ -46,11 +46,16 @@ def main() -> int:
     try:
         settings = ApiSettings()
     except ValidationError as error:
-        sys.stderr.write("".join(f"powergrad api: {item['msg']}\n" for item in error.errors()))
+        sys.stderr.write("".join(f"powergrad api: {line}\n" for line in wrong_variables(error)))
         return EX_CONFIG
     logs.configure(settings.log_format)
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
-    app = create_app(settings)
+    try:
+        app = create_app(settings)
+    except OSError as error:  # the folder of a SQLite file
+        wrong = f"{error.filename}: cannot be made ({error.strerror}): POWERGRAD_DATA_DIR or POWERGRAD_DATABASE_URL must name another place"
+        sys.stderr.write(f"powergrad api: {wrong}\n")
+        return EX_CONFIG
     try:
         outdated = schema_problem(app.state.parts.store)
     except SQLAlchemyError as error:

@@ -118,7 +118,11 @@ def _client(redis_url: str) -> Celery:
 
 
 def _redis(redis_url: str) -> Redis:
-    """A plain connection to the same broker. Celery spells a Unix socket redis+socket://, redis-py unix://."""
-    url = redis_url.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=", 1)
+    """A plain connection to the same broker."""
     timeout = doorbell.SEND_TIMEOUT_S
-    return Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0))
+    return Redis.from_url(plain_url(redis_url), socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0))
+
+
+def plain_url(redis_url: str) -> str:
+    """A broker's URL for redis-py: Celery spells a Unix socket redis+socket://, redis-py unix://."""
+    return redis_url.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=", 1)

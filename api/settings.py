@@ -6,14 +6,23 @@ import ipaddress
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis.connection import parse_url
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
+from api.doorbell import plain_url
 from powergrad.jobs.logs import LogFormat
+from powergrad.jobs.spec import violations_of
+
+PREFIX = "POWERGRAD_"
+SECRETS = frozenset({"POWERGRAD_DATABASE_URL", "REDIS_URL"})  # they may hold a password
+DRIVERS = frozenset({"sqlite", "sqlite+pysqlite", "postgresql+psycopg"})
 
 
 class ApiSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="POWERGRAD_", env_ignore_empty=True, populate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, populate_by_name=True)
 
     host: str = "127.0.0.1"
     """Address to listen on: loopback only, as this release has no keys."""
@@ -41,10 +50,30 @@ class ApiSettings(BaseSettings):
     def _loopback_only(cls, host: str) -> str:
         if not is_loopback(host):
             raise ValueError(
-                f"host={host}: must be a loopback address (127.0.0.1, ::1, localhost). This release has no API keys, so whoever could "
+                "must be a loopback address (127.0.0.1, ::1, localhost). This release has no API keys, so whoever could "
                 "reach the server could run jobs on it. From another machine: ssh -L 8642:127.0.0.1:8642 THIS_HOST"
             )
         return host
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, url: str) -> str:
+        try:
+            known = not url or make_url(url).drivername in DRIVERS
+        except (ArgumentError, ValueError):
+            known = False
+        if not known:
+            raise ValueError("must be sqlite:////ABSOLUTE/PATH.db or postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE")
+        return url
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_broker(cls, url: str) -> str:
+        try:
+            parse_url(plain_url(url))  # type: ignore[no-untyped-call]  # redis-py has no types here
+        except ValueError:
+            raise ValueError("must be redis://HOST:PORT/DB, rediss://HOST:PORT/DB or redis+socket:///PATH") from None
+        return url
 
     @model_validator(mode="after")
     def _fill_in(self) -> Self:
@@ -52,6 +81,17 @@ class ApiSettings(BaseSettings):
         if not self.database_url:
             self.database_url = f"sqlite:///{self.data_dir / 'powergrad.db'}"
         return self
+
+
+def wrong_variables(error: ValidationError) -> list[str]:
+    """What is wrong with the environment, a line for each variable: `POWERGRAD_SWEEP_S=abc: must be a valid number`."""
+    lines = []
+    for violation in violations_of(error):
+        name = violation.pointer.removeprefix("/")
+        variable = name if name.isupper() else PREFIX + name.upper()
+        shown = "" if variable in SECRETS else f"={violation.value}"
+        lines.append(f"{variable}{shown}: {violation.detail.removeprefix('Value error, ')}")
+    return lines
 
 
 def is_loopback(host: str) -> bool:

@@ -107,8 +107,29 @@ def test_it_is_small_and_idle_when_nothing_happens(sqlite_url: str, tmp_path: Pa
 
 def test_it_refuses_an_address_that_others_could_reach(sqlite_url: str, tmp_path: Path) -> None:
     said = refused(tmp_path, environment(sqlite_url, tmp_path, POWERGRAD_HOST="0.0.0.0"))
-    assert "host=0.0.0.0: must be a loopback address" in said
+    assert "POWERGRAD_HOST=0.0.0.0: must be a loopback address" in said
     assert "ssh -L" in said
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("POWERGRAD_SWEEP_S", "abc", "POWERGRAD_SWEEP_S=abc: must be a valid number"),
+        ("POWERGRAD_PORT", "99999", "POWERGRAD_PORT=99999: must be at most 65535"),
+        ("POWERGRAD_LOG_FORMAT", "xml", "POWERGRAD_LOG_FORMAT=xml: must be 'console' or 'json'"),
+        ("POWERGRAD_DATABASE_URL", "mysql://user:secret@host/jobs", "POWERGRAD_DATABASE_URL: must be sqlite:"),
+        ("POWERGRAD_DATABASE_URL", "postgresql+psycopg://user:secret@host:port/jobs", "POWERGRAD_DATABASE_URL: must be sqlite:"),
+        ("POWERGRAD_DATABASE_URL", "secret", "POWERGRAD_DATABASE_URL: must be sqlite:"),
+        ("POWERGRAD_DATABASE_URL", "sqlite:////proc/none/jobs.db", "/proc/none: cannot be made"),
+        ("REDIS_URL", "http://:secret@host", "REDIS_URL: must be redis://"),
+        ("REDIS_URL", "redis://:secret@host:port/0", "REDIS_URL: must be redis://"),
+    ],
+)
+def test_a_wrong_setting_is_named_and_no_password_shown(sqlite_url: str, tmp_path: Path, variable: str, value: str, said: str) -> None:
+    heard = refused(tmp_path, environment(sqlite_url, tmp_path, **{variable: value}))
+    assert heard.startswith(f"powergrad api: {said}")
+    assert heard.count("\n") == 1
+    assert "secret" not in heard
 
 
 def test_it_refuses_a_database_that_was_not_migrated_and_says_what_to_run(tmp_path: Path) -> None:
