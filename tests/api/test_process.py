@@ -132,6 +132,17 @@ def test_a_wrong_setting_is_named_and_no_password_shown(sqlite_url: str, tmp_pat
     assert "secret" not in heard
 
 
+def test_the_log_of_a_database_that_is_away_has_no_password(tmp_path: Path) -> None:
+    url = "postgresql+psycopg://user:secret@127.0.0.1:1/jobs"  # nothing listens on port 1
+    with running(url, tmp_path) as (_, http):
+        assert http.get("/v1/jobs", timeout=DEADLINE_S).status_code == 503
+        assert http.post("/v1/jobs", json={"data": {"dataset": "digits"}}, timeout=DEADLINE_S).status_code == 503
+        assert "secret" not in http.get("/readyz", timeout=DEADLINE_S).text
+    log = (tmp_path / "api.log").read_text()
+    assert "database away" in log
+    assert "secret" not in log
+
+
 def test_it_refuses_a_database_that_was_not_migrated_and_says_what_to_run(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/empty.db"
     assert f"python -P -m powergrad.jobs.migrate --database-url {url}" in refused(tmp_path, environment(url, tmp_path))
