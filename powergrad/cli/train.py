@@ -61,6 +61,7 @@ def train(
     spec = _checked(specfile.changed(specfile.read(file), settings or []))
     with _locked(run_dir):
         console.say("[dim]Loading torch …[/]")
+        _load_torch()
         config = _config(spec, run_dir.absolute(), (data_root or default_data_dir() / "datasets").absolute(), device)
         _finish(_run(config), config)
 
@@ -91,6 +92,20 @@ def _locked(run_dir: Path) -> Iterator[None]:
         except OSError as error:
             raise Problem(f"{run_dir}: another run is using it", advice="Choose another --run-dir.") from error
         yield
+
+
+def _load_torch() -> None:
+    """Import what trains. Ctrl-C ends the process here and now: inside an import it would come out as any other error."""
+
+    def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signal module's signature
+        os.write(2, b"Interrupted.\n")
+        os._exit(Code.INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        import powergrad.trainer  # noqa: F401 - torch with it
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _config(spec: JobSpec, run_dir: Path, data_root: Path, device: str | None) -> TrainerConfig:

@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 from powergrad.cli.main import main
+from tests.cli.test_stack import until
 
 SPEC = {
     "data": {"dataset": "digits", "image_size": 8, "batch_size": 256, "val_fraction": 0.5},
@@ -127,4 +130,17 @@ def test_a_device_that_is_none_is_wrong_usage(spec: str, tmp_path: Path, capsys:
 def test_a_gpu_that_is_not_there_is_told(spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", spec, "--run-dir", str(tmp_path / "run"), "--device", "cuda:0"]) == 1
     assert "torch finds no GPU here" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_an_interrupt_while_torch_is_loading_is_told_in_one_word(spec: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-m", "powergrad.cli.main", "train", spec, "--run-dir", str(tmp_path / "run")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "Loading torch …\n"
+        maps = Path(f"/proc/{process.pid}/maps")
+        until(lambda: "_multiarray_umath" in maps.read_text())  # numpy's, which torch loads early
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.read()
+    assert (process.returncode, told) == (130, "Interrupted.\n")
     assert not (tmp_path / "run" / "run.json").exists()
