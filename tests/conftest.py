@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+# before torch is imported: tests fork, and the fork of a process that has computed on several threads hangs in its own computation
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.stores"]

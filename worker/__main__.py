@@ -33,7 +33,10 @@ def main() -> int:
     try:
         settings = WorkerSettings()
     except ValidationError as error:
-        sys.stderr.write(f"worker: bad settings\n{error}\n")
+        for wrong in error.errors(include_url=False, include_input=False):  # a URL may hold a password
+            field = "".join(str(part) for part in wrong["loc"][:1])
+            name = field if field == "REDIS_URL" else f"POWERGRAD_{field.upper()}"
+            sys.stderr.write(f"powergrad worker: {f'{name}: ' if field else ''}{wrong['msg'].removeprefix('Value error, ')}\n")
         return 2
     logs.configure(settings.log_format)
     if not _schema_is_current(settings):

@@ -82,7 +82,7 @@ class _Supervision:
         self.started_s = self.progressed_s = self.flushed_s = time.monotonic()
 
     def run(self) -> JobState:
-        _clear_leftovers(self.run_dir, self.claim)
+        _clear_leftovers(self.run_dir, self.claim.run.attempt - 1, {point.path for point in self.claim.resume})
         lease = _Lease(self.bench, self.claim.run, started_s=self.started_s)
         try:
             trainer, events_fd = self._start(lease)
@@ -99,7 +99,11 @@ class _Supervision:
             os.close(events_fd)
         self._store_all(lease)
         end = ends.classify(self._ending(exit_code), self.log_path)
-        return self._finish(end, lease)
+        state = self._finish(end, lease)
+        with self.bench.store.read() as tx:
+            registered = lifecycle.checkpoint_paths(tx, self.claim.run.job_id)
+        _clear_leftovers(self.run_dir, self.claim.run.attempt, registered)
+        return state
 
     # --- the trainer's process
 
@@ -383,12 +387,13 @@ class _Lines:
         return lines
 
 
-def _clear_leftovers(run_dir: Path, claim: lifecycle.Claim) -> None:
-    """Free what earlier attempts wrote and nobody registered: they were cut off between publishing and telling."""
-    registered = {point.path for point in claim.resume}
+def _clear_leftovers(run_dir: Path, last_attempt: int, registered: set[str]) -> None:
+    """Free what attempts up to `last_attempt` wrote and no row names: cut off between publishing and telling, or written anew since."""
     for attempt_dir in (run_dir / "checkpoints").glob("a*"):
+        if not attempt_dir.name[1:].isdigit() or int(attempt_dir.name[1:]) > last_attempt:
+            continue
         for found in attempt_dir.iterdir():
-            if attempt_dir.name != f"a{claim.run.attempt}" and str(found.relative_to(run_dir)) not in registered:
+            if str(found.relative_to(run_dir)) not in registered:
                 shutil.rmtree(found, ignore_errors=True)
         with suppress(OSError):
             attempt_dir.rmdir()  # only when empty

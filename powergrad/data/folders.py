@@ -92,8 +92,12 @@ def _image_files(folder: Path, root: Path) -> Iterator[Path]:
     for parent, _, names in os.walk(_inside(folder, root)):
         for name in names:
             path = Path(parent, name)
-            if path.suffix.lower() in SUFFIXES and not name.startswith("."):
-                yield _inside(path, root) if path.is_symlink() else path
+            if path.suffix.lower() not in SUFFIXES or name.startswith("."):
+                continue
+            found = _inside(path, root) if path.is_symlink() else path
+            if found.exists() and not found.is_file():  # opening a pipe would wait for ever
+                raise DataUnreadable(f"{path}: not a regular file: replace it or leave it out")
+            yield found
 
 
 def _subset(listing: Listing, index: Tensor) -> Listing:

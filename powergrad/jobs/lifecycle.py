@@ -519,6 +519,11 @@ def prune(tx: Tx, run: Run) -> list[str]:
     return [row.path for row in gone]
 
 
+def checkpoint_paths(tx: Tx, job_id: str) -> set[str]:
+    """The directories (relative to the job's) that rows name."""
+    return {row.path for row in tx.all(select(checkpoints.c.path).where(checkpoints.c.job_id == job_id))}
+
+
 def checkpoint_id(step: int) -> str:
     """`step-00000800`."""
     return f"step-{step:08d}"

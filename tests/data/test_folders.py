@@ -109,6 +109,13 @@ def test_nothing_leads_out_of_the_data_root(where: str, tmp_path: Path) -> None:
         opened(root)
 
 
+def test_a_pipe_among_the_images_is_named_and_never_opened(tmp_path: Path) -> None:
+    class_folder(tmp_path / "pets")
+    os.mkfifo(tmp_path / "pets" / "bee" / "pipe.png")
+    with pytest.raises(DataUnreadable, match=r"pipe\.png: not a regular file"):
+        opened(tmp_path)
+
+
 @pytest.mark.parametrize(("workers", "resident"), [(0, True), (0, False), (2, False)])
 def test_a_broken_image_is_named(workers: int, resident: bool, tmp_path: Path) -> None:
     class_folder(tmp_path / "pets")

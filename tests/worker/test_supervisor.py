@@ -159,6 +159,26 @@ def test_old_checkpoints_are_freed_and_the_best_kept(place: Place) -> None:
     assert 1 <= len(listed) <= 2
 
 
+def test_broken_checkpoints_are_skipped_and_leave_nothing_behind(place: Place, undisturbed: str) -> None:
+    job_id = place.submit()
+    place.until(lambda: place.events(job_id, "checkpoint"))
+    with place.store.write() as tx:
+        lifecycle.pause(tx, job_id)
+    place.until_state(job_id, "paused")
+    job_dir = place.service.settings.data_dir / "jobs" / job_id
+    for weights in job_dir.glob("checkpoints/a1/*/model.safetensors"):
+        os.truncate(weights, 1000)
+    with place.store.write() as tx:
+        lifecycle.resume(tx, job_id)
+    job = place.until_state(job_id, "succeeded", "failed")
+    assert job["state"] == "succeeded"
+    assert place.events(job_id, "checkpoint_skipped")
+    assert place.weights_sha256(job_id) == undisturbed
+    with place.store.read() as tx:
+        registered = lifecycle.checkpoint_paths(tx, job_id)
+    place.until(lambda: {str(path.relative_to(job_dir)) for path in job_dir.glob("checkpoints/a*/*")} == registered)
+
+
 def test_two_jobs_run_at_a_time_on_two_slots(place: Place) -> None:
     first, second = place.submit(epochs=500), place.submit(epochs=500)
     place.until_step(first, 3)
