@@ -6,6 +6,7 @@ Plain ASGI: it costs microseconds and never stands between a stream and its read
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +17,7 @@ from api.measures import Measures
 from api.settings import is_loopback
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+LONGEST_HOST = 255  # of a DNS name; what is remembered of Host headers stays small
 
 
 class Border:
@@ -53,7 +55,7 @@ class Border:
 
 def _refusal(method: str, headers: Headers) -> tuple[Kind, str] | None:
     host = headers.get("host", "")
-    if not is_loopback(host_name(host)):
+    if len(host) > LONGEST_HOST or not _names_this_machine(host):
         return errors.FORBIDDEN_HOST, f"Host: {host[:200]!r}: must be a loopback name or address, such as 127.0.0.1 or localhost"
     if method in SAFE_METHODS:
         return None
@@ -64,6 +66,11 @@ def _refusal(method: str, headers: Headers) -> tuple[Kind, str] | None:
     if has_body and not _is_json(headers.get("content-type", "")):
         return errors.UNSUPPORTED_MEDIA, f"Content-Type: {headers.get('content-type', '')[:200]!r}: must be application/json"
     return None
+
+
+@lru_cache(maxsize=256)
+def _names_this_machine(host: str) -> bool:
+    return is_loopback(host_name(host))
 
 
 def host_name(host: str) -> str:

@@ -59,6 +59,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.parts = parts
+    app.include_router(jobs.busy)
     for noun in (jobs, events, metrics, logs, checkpoints, catalogue, workers, health):
         app.include_router(noun.router)
     pages.install(app)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
@@ -32,6 +33,36 @@ class StrictRoute(APIRoute):
             return await handle(request)
 
         return handle_if_known
+
+
+class DirectRoute(StrictRoute):
+    """A route under load, whose scalar parameters are read here: FastAPI's resolution of two of them costs a third of a request.
+
+    They are declared, documented, validated and refused as everywhere else. The function takes the request first, then the parameters.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        function, known = self.endpoint, query_names(self.dependant)
+        fields = [(field, "header", field.alias) for field in self.dependant.header_params]
+        fields += [(field, "query", field.alias) for field in self.dependant.query_params]
+        defaults = {field.name: field.get_default() for field, _, _ in fields}
+
+        async def handle(request: Request) -> Response:
+            if request.scope["query_string"]:
+                refuse_unknown(request, known)
+            given: dict[str, Any] = {}
+            wrong: list[dict[str, Any]] = []
+            for field, where, alias in fields:
+                source = request.headers if where == "header" else request.query_params
+                if alias in source:
+                    given[field.name], found = field.validate(source[alias], loc=(where, alias))
+                    wrong += found
+            if wrong:
+                raise RequestValidationError(wrong)
+            response: Response = await function(request, **defaults | given)
+            return response
+
+        return handle
 
 
 def query_names(dependant: Dependant) -> frozenset[str]:
