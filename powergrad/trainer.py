@@ -264,7 +264,8 @@ def main(config_json: bytes | str, *, events_fd: int, control_fd: int) -> int:
     torch.set_num_threads(config.cpu_threads)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+    whose = f"{config.run_id} attempt {config.attempt}".replace("%", "%%")  # it becomes a part of a %-format
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format=f"%(asctime)s {whose}: %(message)s", force=True)
 
     lease, orders = _Lease(config.deadline_s), StandingOrders()
     threading.Thread(target=lease.watch, name="watchdog", daemon=True).start()

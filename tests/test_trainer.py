@@ -277,6 +277,7 @@ def test_a_process_trains_to_the_end_and_leaves_with_zero(start: Start, tmp_path
     log = child.log.read_text()
     assert "2 epochs of 4 steps: 18 training images" in log
     assert re.search(r"epoch 2: val_loss [\d.]+", log)
+    assert all(" run attempt 1: " in line for line in log.splitlines())
     assert log.rstrip().endswith("succeeded")
 
 
