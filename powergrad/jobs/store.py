@@ -139,11 +139,14 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)  # one for all: making one costs as much as using it
+
+
 def _dumps(value: Any) -> str:
     """JSON that both databases hold: PostgreSQL takes no NUL, UTF-8 no lone surrogate, and a trainer's log may bring either."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = _ENCODER.encode(value)
     if "\\u0000" in text:
-        text = json.dumps(_without_nul(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = _ENCODER.encode(_without_nul(value))
     return text.encode(errors="replace").decode()
 
 
