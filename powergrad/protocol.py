@@ -56,6 +56,13 @@ class ResumePoint(_Line):
     sha256: str
 
 
+class InitialWeights(_Line):
+    """Another run's weights to begin with: a model.safetensors, absolute, and what it must hold."""
+
+    path: str
+    sha256: str
+
+
 class TrainerConfig(_Line):
     """All that one attempt of one run needs to know."""
 
@@ -72,6 +79,10 @@ class TrainerConfig(_Line):
     """torch.set_num_threads; part of the bits."""
     cpus: list[int] = []
     """Cores to run on (sched_setaffinity); empty leaves them as they are."""
+    ranks: int = Field(default=1, ge=1)
+    """Processes that share each batch; with more than one GPU, one each."""
+    init_from: InitialWeights | None = None
+    """What `spec.model.init_from` stands for."""
     resume: list[ResumePoint] = []
     """Newest first; the first that verifies is taken, the others are reported as skipped."""
     deadline_s: float | None = None
@@ -85,7 +96,9 @@ class Phase(_Line):
     """What the trainer is doing. `training` is said on entering the first step, once an attempt."""
 
     type: Literal["phase"] = "phase"
-    name: Literal["starting", "loading_data", "building_model", "training", "evaluating", "checkpointing", "testing", "finished"]
+    name: Literal[
+        "starting", "loading_data", "building_model", "training", "evaluating", "checkpointing", "testing", "exporting", "finished"
+    ]
 
 
 class Plan(_Line):
@@ -103,6 +116,7 @@ class Plan(_Line):
     precision: Literal["fp32", "bf16", "fp16"]
     device: str
     cpu_threads: int
+    ranks: int = 1
     determinism: Literal["bitwise", "statistical"]
     determinism_reason: str
     resumed_from: str | None = None
@@ -173,6 +187,31 @@ class CheckpointFailed(_Line):
     detail: str
 
 
+class RolledBack(_Line):
+    """The loss diverged and training went back to a checkpoint: points after `to_step` belong to an abandoned past."""
+
+    type: Literal["rolled_back"] = "rolled_back"
+    from_step: int
+    to_step: int
+    checkpoint: str
+    """Id of the checkpoint gone back to."""
+    lr_scale: float
+    """What the schedule's learning rate is multiplied by from here on."""
+    detail: str
+
+
+class ArtifactWritten(_Line):
+    """A file beside the checkpoints is complete and flushed: a picture, a table, an export."""
+
+    type: Literal["artifact"] = "artifact"
+    name: str
+    """What it is asked for by: confusion.json, model.onnx."""
+    path: str  # relative to run_dir
+    media_type: str
+    bytes: int
+    sha256: str
+
+
 class Note(_Line):
     """Something a user will want to read beside the run: an op without a deterministic form, a clipped batch size."""
 
@@ -185,6 +224,8 @@ class Done(_Line):
 
     type: Literal["done"] = "done"
     outcome: Literal["succeeded", "stopped"]
+    detail: str = ""
+    """Why it ended before the last epoch, if it did."""
 
 
 class Failure(_Line):
@@ -206,6 +247,8 @@ Message = Annotated[
     | CheckpointWritten
     | CheckpointSkipped
     | CheckpointFailed
+    | RolledBack
+    | ArtifactWritten
     | Note
     | Done
     | Failure,

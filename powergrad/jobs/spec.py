@@ -9,17 +9,28 @@ import difflib
 import math
 import reprlib
 from collections.abc import Collection
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from powergrad.jobs.errors import InvalidSpec, Violation
-from powergrad.spec import CLASS_FOLDER, NAME_PATTERN, SpecModel, TrainSpec
+from powergrad.spec import NAME_PATTERN, AlphaSchedule, Broken, ClassFolderData, SpecModel, TrainSpec, refuse
 
 LabelName = Annotated[str, Field(pattern=NAME_PATTERN)]
 LabelText = Annotated[str, Field(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
-_UNIONS = frozenset({"optimizer", "schedule"})
+# where a member of a union is named in pydantic's location, and not in the JSON
+_UNIONS = frozenset(
+    {
+        ("data",),
+        ("data", "augment"),
+        ("data", "augment", "policy"),
+        ("loss", "alpha"),
+        ("loss", "class_weights"),
+        ("optimizer",),
+        ("schedule",),
+    }
+)
 _CODES = {
     "extra_forbidden": "unknown_field",
     "missing": "missing",
@@ -38,8 +49,8 @@ _LOOKS = 5  # fields, then the rules of a section, of a section that stays wrong
 
 
 class ResourcesSpec(SpecModel):
-    gpus: int | None = Field(default=None, ge=0, le=1)
-    """GPUs for the trainer: 0 runs on the CPU, 1 waits for a free GPU; null is 1 where the worker has any, else 0."""
+    gpus: int | None = Field(default=None, ge=0, le=64)
+    """GPUs of one worker for the job: 0 runs on the CPU, more than 1 share each batch; null is 1 where the worker has any, else 0."""
     cpu_threads: int | None = Field(default=None, ge=1, le=1024)
     """Compute threads, part of the exact result; null is all cores of the slot, fixed at the first start."""
 
@@ -69,6 +80,14 @@ class JobSpec(TrainSpec):
     webhook: None = None
     """Call a URL at the end: not available in this release."""
 
+    @model_validator(mode="after")
+    def _statistics_are_shared_by_several(self) -> Self:
+        if self.model.sync_batch_norm and (self.resources.gpus or 1) < 2:
+            refuse(
+                self, [Broken("model/sync_batch_norm", "would_be_ignored", "needs resources.gpus of 2 or more", against="/resources/gpus")]
+            )
+        return self
+
     def training(self) -> TrainSpec:
         """The part a trainer is given."""
         return TrainSpec.model_validate({name: getattr(self, name) for name in TrainSpec.model_fields})
@@ -76,9 +95,13 @@ class JobSpec(TrainSpec):
 
 def default_name(spec: JobSpec) -> str:
     """`digits-resnet18-a0.25`: data set, model and, unless it is 1, alpha; at most 64 characters."""
-    data = spec.data.path.replace("/", "-") if spec.data.dataset == CLASS_FOLDER and spec.data.path else spec.data.dataset
-    alpha = "" if spec.loss.alpha == 1.0 else f"-a{spec.loss.alpha:g}"
-    return f"{data}-{spec.model.name}"[: 64 - len(alpha)] + alpha
+    data = spec.data.path.replace("/", "-") if isinstance(spec.data, ClassFolderData) else spec.data.dataset
+    match spec.loss.alpha:
+        case AlphaSchedule(start=start, end=end):
+            alpha = f"-a{start:g}-{end:g}"
+        case value:
+            alpha = "" if value == 1.0 else f"-a{value:g}"
+    return f"{data}-{spec.model.name.removeprefix('timm/')}"[: 64 - len(alpha)] + alpha
 
 
 def parse(body: Any, *, models: Collection[str] = (), datasets: Collection[str] = ()) -> JobSpec:
@@ -90,11 +113,16 @@ def parse(body: Any, *, models: Collection[str] = (), datasets: Collection[str] 
     spec, violations = _validated(body)
     for pointer, known in (("/data/dataset", datasets), ("/model/name", models)):
         name = _look_up(body, pointer)
-        if known and isinstance(name, str) and name not in known and not any(v.pointer == pointer for v in violations):
+        if known and isinstance(name, str) and _untagged(name) not in known and not any(v.pointer == pointer for v in violations):
             violations.append(Violation(pointer, "unknown_name", _did_you_mean(name, known), _presentable(name)))
     if violations or spec is None:
         raise InvalidSpec(violations)
     return spec
+
+
+def _untagged(name: str) -> str:
+    """`timm/resnet50.a1_in1k` names pretrained weights of timm/resnet50."""
+    return name.split(".")[0] if name.startswith("timm/") else name
 
 
 def _validated(body: Any) -> tuple[JobSpec | None, list[Violation]]:
@@ -179,9 +207,12 @@ def _violation(item: dict[str, Any]) -> Violation:
 
 def _path(item: dict[str, Any]) -> list[str | int]:
     """Where in the JSON an error lies: pydantic's location less its own remarks."""
-    path = list(item["loc"])
-    if len(path) > 1 and path[0] in _UNIONS and str(path[1]).startswith("#"):
-        del path[1]  # the union's member
+    path: list[str | int] = []
+    at_union = False
+    for part in item["loc"]:
+        if not (at_union and str(part).startswith("#")):
+            path.append(part)
+        at_union = not at_union and tuple(path) in _UNIONS
     if len(path) == 3 and path[0] == "labels":
         del path[2]  # "[key]"
     if "tag" in _context(item) and isinstance(item.get("input"), dict):
