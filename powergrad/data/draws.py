@@ -26,6 +26,11 @@ class Stream(IntEnum):
     SHIFT_Y = 3
     FLIP = 4
     SPLIT = 5
+    GLYPH_POSE = 40
+    GLYPH_BEND = 41
+    GLYPH_OCCLUSION = 42
+    GLYPH_SHADE = 43
+    GLYPH_NOISE = 44
 
 
 def hashes(index: Tensor, *, seed: int, stream: Stream, epoch: int = 0) -> Tensor:
