@@ -455,28 +455,28 @@ class _Cooldown(SpecModel):
     """Last epochs, at the rate the schedule has come down to by then."""
 
 
-class _Warmup(_Cooldown):
+class _Warmup(SpecModel):
     warmup_epochs: int | None = Field(default=None, ge=0, le=10000)
     """Epochs over which the rate climbs linearly to its peak; null is min(5, epochs // 10)."""
     warmup_lr: float = Field(default=0.0, ge=0.0, le=1000.0)
     """Rate from which the warm-up climbs."""
 
 
-class CosineSpec(_Warmup):
+class CosineSpec(_Warmup, _Cooldown):
     name: Literal["cosine"] = "cosine"
     """From the peak to min_lr along half a cosine."""
     min_lr: float = Field(default=0.0, ge=0.0, le=1000.0)
     """Rate at the end."""
 
 
-class LinearSpec(_Warmup):
+class LinearSpec(_Warmup, _Cooldown):
     name: Literal["linear"]
     """From the peak to min_lr along a straight line."""
     min_lr: float = Field(default=0.0, ge=0.0, le=1000.0)
     """Rate at the end."""
 
 
-class StepSpec(_Warmup):
+class StepSpec(_Warmup, _Cooldown):
     name: Literal["step"]
     """Multiply the rate by gamma at each milestone."""
     milestones: list[Annotated[int, Field(ge=1, le=10000)]] | None = Field(default=None, min_length=1, max_length=100)
@@ -604,9 +604,10 @@ class TrainSpec(SpecModel):
     def _schedule_rules(self) -> list[Broken]:
         schedule, below, broken = self.schedule, f"must be below epochs ({self.epochs})", []
         peak = self.optimizer.lr
+        cooldown = schedule.cooldown_epochs if isinstance(schedule, _Cooldown) else 0
         if self.warmup_epochs >= self.epochs:
             broken.append(Broken("schedule/warmup_epochs", "out_of_range", below, against="/epochs"))
-        elif self.warmup_epochs + schedule.cooldown_epochs >= self.epochs:
+        elif self.warmup_epochs + cooldown >= self.epochs:
             rule = f"together with {self.warmup_epochs} epochs of warm-up {below}"
             broken.append(Broken("schedule/cooldown_epochs", "out_of_range", rule, against="/epochs"))
         if isinstance(schedule, StepSpec) and schedule.milestones is not None and schedule.milestones[-1] >= self.epochs:
@@ -616,6 +617,8 @@ class TrainSpec(SpecModel):
         broken += [Broken(f"schedule/{name}", "out_of_range", rule, against="/optimizer/lr") for name in too_high]
         if isinstance(schedule, _Warmup) and schedule.warmup_lr > 0.0 and self.warmup_epochs == 0:
             broken.append(Broken("schedule/warmup_lr", "would_be_ignored", "there is no warm-up: set warmup_epochs"))
+        if isinstance(schedule, CosineSpec | LinearSpec) and cooldown and schedule.min_lr == 0.0:
+            broken.append(Broken("schedule/cooldown_epochs", "would_be_ignored", "the rate has come down to 0 by then: set min_lr"))
         alpha = self.loss.alpha
         if isinstance(alpha, AlphaSchedule) and alpha.epochs is not None and alpha.epochs > self.epochs:
             broken.append(Broken("loss/alpha/epochs", "out_of_range", f"must be at most epochs ({self.epochs})", against="/epochs"))
