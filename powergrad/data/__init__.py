@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,13 +12,12 @@ from torch import Tensor
 
 from powergrad.data.augment import Augmentation, normalised, standard
 from powergrad.data.catalogue import DATASETS, DatasetInfo, describe_datasets, info_of
-from powergrad.data.draws import epoch_order
 from powergrad.data.errors import DataError, DataMissing, DataUnreadable
-from powergrad.data.folders import Listing, class_folders
-from powergrad.data.images import Beat, FileImages, Images, ResidentImages, Split, made_resident
-from powergrad.data.known import Arrays, digits, torchvision_set
-from powergrad.data.split import stratified
-from powergrad.spec import CLASS_FOLDER, DataSpec
+from powergrad.data.folders import class_folders, imagenet
+from powergrad.data.images import Beat, Encoded, FileImages, Parts, Pixels, ResidentImages, Split, made_resident
+from powergrad.data.known import digits, torchvision_set
+from powergrad.data.split import with_validation
+from powergrad.spec import ClassFolderData, DataSpec, DigitsData, ImageNetData, TorchvisionData
 
 __all__ = [
     "DATASETS",
@@ -57,7 +57,7 @@ class Data:
 
     def train_batches(self, *, epoch: int, batch_size: int, first: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from number `first` on, all of `batch_size` (what is left over waits for another epoch's order)."""
-        order = epoch_order(len(self.train), seed=self.seed, epoch=epoch, device=self.train.labels.device)
+        order = self.train.order(len(self.train), seed=self.seed, epoch=epoch, device=self.train.labels.device)
         whole = len(order) - len(order) % batch_size
         index = order[first * batch_size : whole]
         for chunk, pixels in zip(torch.split(index, batch_size), self.train.images.batches(index, batch_size), strict=True):
@@ -87,18 +87,17 @@ def open_data(
     """
     info = info_of(spec.dataset)
     size = spec.image_size or info.image_size
-    if spec.dataset == CLASS_FOLDER:
-        names, train, val, test = _folder_splits(
-            spec, size=size, data_root=data_root, device=device, beat=beat, resident_bytes=resident_bytes
-        )
-    else:
-        names, train, val, test = _known_splits(spec, size=size, data_root=data_root, device=device)
+    parts = _parts(spec, size=size, data_root=data_root)
+    given = [part for part in (parts.train, parts.val, parts.test) if part is not None]
+    resident = sum(map(len, given)) * 3 * size * size <= resident_bytes
+    opened = partial(_opened, size=size, workers=getattr(spec, "workers", 0), resident=resident, device=device, beat=beat)
+    assert parts.val is not None, "a set without a validation split has one held out"
     return Data(
-        class_names=names,
+        class_names=parts.class_names,
         image_size=size,
-        train=train,
-        val=val,
-        test=test,
+        train=opened(parts.train),
+        val=opened(parts.val),
+        test=None if parts.test is None else opened(parts.test),
         augmentation=standard(size, seed=seed, flip=info.flip) if (spec.augment or info.augment) == "standard" else None,
         mean=_per_channel(info.mean, device),
         std=_per_channel(info.std, device),
@@ -106,38 +105,25 @@ def open_data(
     )
 
 
-_Splits = tuple[tuple[str, ...], Split, Split, Split | None]
+def _parts(spec: DataSpec, *, size: int, data_root: Path) -> Parts:
+    match spec:
+        case DigitsData():
+            return with_validation(digits(size), spec.val_fraction)
+        case TorchvisionData():
+            return with_validation(torchvision_set(spec.dataset, data_root=data_root, size=size, download=spec.download), spec.val_fraction)
+        case ClassFolderData():
+            return with_validation(class_folders(spec.path, data_root=data_root), spec.val_fraction)
+        case ImageNetData():
+            return imagenet(spec.path, data_root=data_root)
+        case _:
+            raise DataMissing(f"dataset={spec.dataset!r}: this worker does not know it")
 
 
-def _known_splits(spec: DataSpec, *, size: int, data_root: Path, device: torch.device) -> _Splits:
-    if spec.dataset == "digits":
-        known = digits(size)
-    else:
-        known = torchvision_set(spec.dataset, data_root=data_root, size=size, download=spec.download)
-    pixels, labels = known.train
-    train, val = stratified(labels, spec.val_fraction, class_names=known.class_names)
-    test = None if known.test is None else _resident(known.test, device)
-    return known.class_names, _resident((pixels[train], labels[train]), device), _resident((pixels[val], labels[val]), device), test
-
-
-def _folder_splits(spec: DataSpec, *, size: int, data_root: Path, device: torch.device, beat: Beat, resident_bytes: int) -> _Splits:
-    assert spec.path is not None, "the spec has checked it"
-    folders = class_folders(spec.path, data_root=data_root, val_fraction=spec.val_fraction)
-    listings = [listing for listing in (folders.train, folders.val, folders.test) if listing is not None]
-    resident = sum(len(listing.files) for listing in listings) * 3 * size * size <= resident_bytes
-
-    def split(listing: Listing) -> Split:
-        files = FileImages(listing.files, size=size, workers=spec.workers, device=device)
-        images: Images = made_resident(files, beat) if resident else files
-        return Split(images, listing.labels.to(device))
-
-    test = None if folders.test is None else split(folders.test)
-    return folders.class_names, split(folders.train), split(folders.val), test
-
-
-def _resident(arrays: Arrays, device: torch.device) -> Split:
-    pixels, labels = arrays
-    return Split(ResidentImages(pixels.to(device)), labels.to(device))
+def _opened(part: Pixels | Encoded, *, size: int, workers: int, resident: bool, device: torch.device, beat: Beat) -> Split:
+    if isinstance(part, Pixels):
+        return Split(ResidentImages(part.pixels.to(device)), part.labels.to(device))
+    files = FileImages(part, size=size, workers=workers, device=device)
+    return Split(made_resident(files, beat) if resident else files, part.labels.to(device), part.order)
 
 
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:

@@ -1,13 +1,12 @@
-"""Where a split's images come from: a tensor on the device, or files decoded as they are needed."""
+"""Where a split's images come from: a tensor on the device, or encoded images decoded as they are needed."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -16,9 +15,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from powergrad.data.decode import decode
+from powergrad.data.decode import Box, Source, decode
+from powergrad.data.draws import epoch_order
 from powergrad.data.errors import DataUnreadable
 from powergrad.process import die_with_parent
+
+
+class Crop(Protocol):
+    """Which part of each image an epoch takes: a pure function, and picklable, for it travels to the loader's workers."""
+
+    def __call__(self, index: int, epoch: int, height: int, width: int) -> Box | None:
+        """index: the image's place in its split.  height, width: in pixels, upright.  None is the middle square."""
+        ...
+
+
+class Order(Protocol):
+    """The order of an epoch as a pure function."""
+
+    def __call__(self, count: int, *, seed: int, epoch: int, device: torch.device | str) -> Tensor:
+        """A permutation of range(count), (count,) int64 on the device."""
+        ...
+
+
+class Beat(Protocol):
+    """A sign of life during long loading."""
+
+    def __call__(self) -> None: ...
 
 
 class Images(Protocol):
@@ -26,8 +48,11 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, index: Tensor, batch_size: int) -> Iterator[Tensor]:
-        """The images at `index` (n,), in that order: (≤ batch_size, C, S, S) uint8 on the device, C 1 or 3."""
+    def batches(self, index: Tensor, batch_size: int, *, epoch: int = 0, crop: Crop | None = None) -> Iterator[Tensor]:
+        """The images at `index` (n,), in that order: (≤ batch_size, C, S, S) uint8 on the device, C 1 or 3.
+
+        crop: which part of each is taken, from its original pixels, in that epoch; images that are kept as tensors have none left.
+        """
         ...
 
 
@@ -38,9 +63,61 @@ class Split:
     images: Images
     labels: Tensor
     """(N,) int64, on the device."""
+    order: Order = epoch_order
+    """In which order an epoch goes through them."""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Images of one split that are in memory already."""
+
+    pixels: Tensor
+    """(N, C, S, S) uint8, on the CPU."""
+    labels: Tensor
+    """(N,) int64, on the CPU."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, index: Tensor) -> Pixels:
+        return Pixels(self.pixels[index], self.labels[index])
+
+
+class Encoded(Protocol):
+    """Images of one split as they lie in files; picklable."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64, on the CPU."""
+        ...
+
+    @property
+    def order(self) -> Order: ...
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, index: Sequence[int]) -> Iterable[tuple[str, Source]]:
+        """Name and source of each image at `index`, for `decode`.  Raises DataUnreadable that names what cannot be read."""
+        ...
+
+    def subset(self, index: Tensor) -> Self:
+        """index: rising places."""
+        ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A data set as it was found."""
+
+    class_names: tuple[str, ...]
+    train: Pixels | Encoded
+    val: Pixels | Encoded | None
+    """None where it brings none; `with_validation` then holds a share of train out."""
+    test: Pixels | Encoded | None
+    """None where it brings none."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +129,8 @@ class ResidentImages:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def batches(self, index: Tensor, batch_size: int) -> Iterator[Tensor]:
+    def batches(self, index: Tensor, batch_size: int, *, epoch: int = 0, crop: Crop | None = None) -> Iterator[Tensor]:
+        assert crop is None, f"epoch {epoch}: the original pixels are gone"
         for chunk in torch.split(index, batch_size):
             yield self.pixels[chunk]
 
@@ -61,7 +139,7 @@ class ResidentImages:
 class FileImages:
     """Images decoded each time they are asked for, here or in `workers` processes; their number changes no bit."""
 
-    files: tuple[Path, ...]
+    files: Encoded
     size: int
     workers: int
     device: torch.device
@@ -69,10 +147,10 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.files)
 
-    def batches(self, index: Tensor, batch_size: int) -> Iterator[Tensor]:
+    def batches(self, index: Tensor, batch_size: int, *, epoch: int = 0, crop: Crop | None = None) -> Iterator[Tensor]:
         """Raises DataUnreadable that names the file."""
         loader: DataLoader[Any] = DataLoader(
-            _Decoding(self.files, self.size),
+            _Decoding(self.files, self.size, epoch=epoch, crop=crop),
             batch_size=None,
             sampler=[chunk.tolist() for chunk in torch.split(index.cpu(), batch_size)],
             num_workers=self.workers,
@@ -95,14 +173,19 @@ class _Decoding(Dataset[NDArray[np.uint8] | str]):
     default), the second would come back wrapped in a worker's traceback.
     """
 
-    def __init__(self, files: tuple[Path, ...], size: int) -> None:
-        self.files, self.size = files, size
+    def __init__(self, files: Encoded, size: int, *, epoch: int, crop: Crop | None) -> None:
+        self.files, self.size, self.epoch, self.crop = files, size, epoch, crop
 
     def __getitem__(self, index: list[int]) -> NDArray[np.uint8] | str:
         try:
-            return np.stack([decode(self.files[i], self.size) for i in index])
+            sources = zip(index, self.files.fetch(index), strict=True)
+            return np.stack([self._decoded(place, name, source) for place, (name, source) in sources])
         except DataUnreadable as error:
             return str(error)
+
+    def _decoded(self, place: int, name: str, source: Source) -> NDArray[np.uint8]:
+        crop = None if self.crop is None else partial(self.crop, place, self.epoch)
+        return decode(source, self.size, crop=crop, name=name)
 
 
 def _as_it_is(value: object) -> object:
@@ -123,12 +206,6 @@ def made_resident(images: FileImages, beat: Beat) -> ResidentImages:
         done += len(batch)
         beat()
     return ResidentImages(pixels)
-
-
-class Beat(Protocol):
-    """A sign of life during long loading."""
-
-    def __call__(self) -> None: ...
 
 
 def resized(pixels: Tensor, size: int) -> Tensor:

@@ -18,14 +18,14 @@ from PIL import Image
 
 from powergrad.data import Data, DataMissing, DataUnreadable, open_data
 from powergrad.data.decode import decode
-from powergrad.spec import DataSpec
+from powergrad.spec import ClassFolderData
 from tests.data.folders import class_folder, image
 
 CPU = torch.device("cpu")
 
 
 def opened(data_root: Path, path: str = "pets", *, workers: int = 0, resident: bool = True, seed: int = 0) -> Data:
-    spec = DataSpec(dataset="class_folder", path=path, image_size=16, workers=workers)
+    spec = ClassFolderData(dataset="class_folder", path=path, image_size=16, workers=workers)
     return open_data(spec, data_root=data_root, seed=seed, device=CPU, resident_bytes=2**30 if resident else 0)
 
 
