@@ -16,6 +16,8 @@ GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: splitmix64's increment
 MIX_1 = 0xBF58476D1CE4E5B9
 MIX_2 = 0x94D049BB133111EB
 WORD = 2**64 - 1
+REPEATS = 1024
+"""Most draws of one stream for one index."""
 
 
 class Stream(IntEnum):
@@ -26,6 +28,22 @@ class Stream(IntEnum):
     SHIFT_Y = 3
     FLIP = 4
     SPLIT = 5
+    CROP_AREA = 10
+    CROP_RATIO = 11
+    CROP_TOP = 12
+    CROP_LEFT = 13
+    POLICY_OP = 14
+    POLICY_LEVEL = 15
+    POLICY_SIGN = 16
+    ERASE = 17
+    ERASE_AREA = 18
+    ERASE_RATIO = 19
+    ERASE_TOP = 20
+    ERASE_LEFT = 21
+    MIX_SHARE = 22
+    MIX_KIND = 23
+    MIX_ROW = 24
+    MIX_COLUMN = 25
     GLYPH_POSE = 40
     GLYPH_BEND = 41
     GLYPH_OCCLUSION = 42
@@ -45,9 +63,23 @@ def hashes(index: Tensor, *, seed: int, stream: Stream, epoch: int = 0) -> Tenso
     return word ^ _shift_right(word, 31)
 
 
-def integers(index: Tensor, below: int, *, seed: int, stream: Stream, epoch: int = 0) -> Tensor:
-    """One integer in [0, below) per index; `below` up to 2**20 keeps the bias of the remainder under 1e-3 of a share."""
+def integers(index: Tensor, below: int | Tensor, *, seed: int, stream: Stream, epoch: int = 0) -> Tensor:
+    """One integer in [0, below) per index; `below` up to 2**20 keeps the bias of the remainder under 1e-3 of a share.
+
+    below: one bound, or an int64 tensor of one per index.
+    """
     return _shift_right(hashes(index, seed=seed, stream=stream, epoch=epoch), 33) % below
+
+
+def uniforms(index: Tensor, *, seed: int, stream: Stream, epoch: int = 0) -> Tensor:
+    """One float64 in [0, 1) per index, a multiple of 2**-53."""
+    return _shift_right(hashes(index, seed=seed, stream=stream, epoch=epoch), 11).double() * 2.0**-53
+
+
+def repeated(index: Tensor, count: int) -> Tensor:
+    """Indices (..., count) for `count` draws of one stream per index, at most REPEATS; more of them leave the first ones as they are."""
+    assert count <= REPEATS
+    return index[..., None] * REPEATS + torch.arange(count, device=index.device)
 
 
 def epoch_order(count: int, *, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from powergrad.data.augment import Augmentation, normalised, standard
+from powergrad.data.augment import Augmentation, PadCrop, normalised, standard
 from powergrad.data.draws import Stream, integers
 
 IMAGES = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -13,7 +13,8 @@ INDEX = torch.arange(100, 140)
 
 def one_by_one(images: torch.Tensor, index: torch.Tensor, augmentation: Augmentation, epoch: int) -> torch.Tensor:
     """The same by padding, slicing and flipping each image alone."""
-    pad, size, out = augmentation.pad, images.shape[-1], []
+    assert isinstance(augmentation.crop, PadCrop)
+    pad, size, out = augmentation.crop.pad, images.shape[-1], []
     for image, i in zip(images, index, strict=True):
         dy, dx, mirror = (
             int(integers(i, below, seed=augmentation.seed, stream=stream, epoch=epoch))
@@ -42,7 +43,7 @@ def test_the_next_epoch_augments_anew() -> None:
 
 
 def test_the_pad_is_an_eighth_of_the_side() -> None:
-    assert [standard(size, seed=0, flip=False).pad for size in (8, 16, 32, 224)] == [1, 2, 4, 28]
+    assert [standard(size, seed=0, flip=False).crop for size in (8, 16, 32, 224)] == [PadCrop(1), PadCrop(2), PadCrop(4), PadCrop(28)]
 
 
 def test_one_channel_is_normalised_and_becomes_three() -> None:
