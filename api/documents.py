@@ -51,6 +51,8 @@ class ProgressDocument(Document):
     fraction: Fraction
     eta_s: float | None
     images_per_s: float | None
+    ended_early: str | None
+    """Why a job that succeeded did so before its last epoch (early stopping); then `fraction` stays below 1."""
 
 
 class JobMetricsDocument(Document):
@@ -164,6 +166,25 @@ class CheckpointListDocument(Document):
     data: list[CheckpointDocument]
 
 
+class ArtifactDocument(Document):
+    model_config = ConfigDict(title="Artifact")
+
+    name: str
+    object: Literal["artifact"]
+    attempt: int
+    media_type: str
+    bytes: int
+    sha256: str
+    created_at: AwareDatetime
+
+
+class ArtifactListDocument(Document):
+    model_config = ConfigDict(title="ArtifactList")
+
+    object: Literal["list"]
+    data: list[ArtifactDocument]
+
+
 class SeriesDocument(Document):
     model_config = ConfigDict(title="Series")
 
@@ -190,7 +211,7 @@ class WorkerDocument(Document):
     host: str
     pid: int
     version: str
-    state: Literal["ready", "draining"]
+    state: Literal["starting", "ready", "draining"]
     slots: list[dict[str, Any]]
     devices: list[dict[str, Any]]
     running: list[str]

@@ -46,6 +46,8 @@ FORBIDDEN_ORIGIN = Kind(403, "forbidden_origin", "Origin not served", "A web pag
 NOT_FOUND = Kind(404, "not_found", "Not found", "Nothing is here.")
 JOB_NOT_FOUND = Kind(404, "job_not_found", "No such job", "No job has this id.")
 CHECKPOINT_NOT_FOUND = Kind(404, "checkpoint_not_found", "No such checkpoint", "The job has no such checkpoint (yet).")
+ARTIFACT_NOT_FOUND = Kind(404, "artifact_not_found", "No such artifact", "The job has no such artifact (yet).")
+TASK_NOT_FOUND = Kind(404, "task_not_found", "No such task", "No task has this id: they are kept for a day.")
 METHOD_NOT_ALLOWED = Kind(405, "method_not_allowed", "Method not allowed", "The path does not know this method.")
 ILLEGAL_MOVE = Kind(409, "illegal_move", "Not in this state", "The job's state, given in `state`, does not allow it.")
 VERSION_MISMATCH = Kind(412, "version_mismatch", "Version mismatch", "If-Match names another version than the job's.")
@@ -64,6 +66,8 @@ KINDS: dict[type[domain.JobError], Kind] = {
     domain.InvalidSpec: INVALID_SPEC,
     domain.JobNotFound: JOB_NOT_FOUND,
     domain.CheckpointNotFound: CHECKPOINT_NOT_FOUND,
+    domain.ArtifactNotFound: ARTIFACT_NOT_FOUND,
+    domain.TaskNotFound: TASK_NOT_FOUND,
     domain.IllegalMove: ILLEGAL_MOVE,
     domain.VersionMismatch: VERSION_MISMATCH,
     domain.IdempotencyMismatch: IDEMPOTENCY_MISMATCH,

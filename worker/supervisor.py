@@ -39,8 +39,17 @@ READ_BYTES = 1 << 16
 KILL_WAIT_S = 10.0
 STACK_DUMP_S = 1.0
 RETRY_S = 0.5
-URGENT = (protocol.Phase, protocol.Plan, protocol.Evaluation, protocol.CheckpointWritten)
-SIGNS_OF_LIFE = (protocol.Phase, protocol.Plan, protocol.Step, protocol.Evaluation, protocol.EvaluationProgress, protocol.CheckpointWritten)
+URGENT = (protocol.Phase, protocol.Plan, protocol.Evaluation, protocol.CheckpointWritten, protocol.RolledBack)
+SIGNS_OF_LIFE = (
+    protocol.Phase,
+    protocol.Plan,
+    protocol.Step,
+    protocol.Evaluation,
+    protocol.EvaluationProgress,
+    protocol.CheckpointWritten,
+    protocol.RolledBack,
+    protocol.ArtifactWritten,
+)
 
 
 @dataclass

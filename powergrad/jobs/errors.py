@@ -4,6 +4,8 @@ JobError
 ├── InvalidSpec            every violation of a spec at once
 ├── JobNotFound
 ├── CheckpointNotFound
+├── ArtifactNotFound
+├── TaskNotFound
 ├── IllegalMove            the state machine has no such move
 ├── VersionMismatch        If-Match named another version
 ├── IdempotencyMismatch    the same key came with another body
@@ -52,6 +54,20 @@ class CheckpointNotFound(JobError):
 
     def __init__(self, job_id: str, checkpoint_id: str) -> None:
         super().__init__(f"job {job_id} has no checkpoint {checkpoint_id!r}")
+
+
+class ArtifactNotFound(JobError):
+    """The job has no such artifact (yet)."""
+
+    def __init__(self, job_id: str, name: str) -> None:
+        super().__init__(f"job {job_id} has no artifact {name!r}")
+
+
+class TaskNotFound(JobError):
+    """No task has this id (or it belongs to another owner, or its day is over)."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(f"no task {task_id!r}: tasks are forgotten a day after they were made")
 
 
 class IllegalMove(JobError):

@@ -30,6 +30,7 @@ from powergrad.jobs.store import Tx
 from powergrad.jobs.tables import (
     IS_OWNED,
     IS_QUEUED,
+    artifacts,
     attempts,
     checkpoints,
     deletions,
@@ -286,15 +287,20 @@ def remove(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> str:
     row = locked(tx, job_id, owner=owner)
     if JobState(row.state) not in TERMINAL:
         raise IllegalMove("delete", row.state, "cancel it first")
-    for table in (job_labels, attempts, events, metric_chunks, checkpoints, idempotency_keys):
+    for table in (job_labels, attempts, events, metric_chunks, checkpoints, artifacts, idempotency_keys):
         tx.run(delete(table).where(table.c.job_id == job_id))
     tx.run(delete(jobs).where(jobs.c.id == job_id))
-    tx.run(tx.insert(deletions).values(path=job_dir(job_id), created_at=tx.now_ms).on_conflict_do_nothing())
+    owe(tx, job_dir(job_id))
     return job_dir(job_id)
 
 
+def owe(tx: Tx, path: str) -> None:
+    """Have a file or directory below the artifact root freed after the commit, by the sweeper at the latest."""
+    tx.run(tx.insert(deletions).values(path=path, created_at=tx.now_ms).on_conflict_do_nothing())
+
+
 def freed(tx: Tx, path: str) -> None:
-    """The files of a removed job are gone: forget the debt."""
+    """What was to be freed is gone: forget the debt."""
     tx.run(delete(deletions).where(deletions.c.path == path))
 
 
@@ -305,7 +311,17 @@ def job_dir(job_id: str) -> str:
 
 def initial_progress(epochs: int) -> dict[str, Any]:
     """`progress` of a job that has not started."""
-    return {"phase": None, "epoch": 0, "epochs": epochs, "step": 0, "steps": None, "fraction": 0.0, "eta_s": None, "images_per_s": None}
+    return {
+        "phase": None,
+        "epoch": 0,
+        "epochs": epochs,
+        "step": 0,
+        "steps": None,
+        "fraction": 0.0,
+        "eta_s": None,
+        "images_per_s": None,
+        "ended_early": None,
+    }
 
 
 # --- what a worker does ----------------------------------------------------------------------------------------------------------
@@ -564,10 +580,16 @@ class _Draft:
                 self.events.append(("checkpoint_skipped", {"id": message.id, "detail": message.detail, "attempt": run.attempt}))
             case protocol.CheckpointFailed():
                 self.events.append(("checkpoint_failed", {"step": message.step, "detail": message.detail, "attempt": run.attempt}))
+            case protocol.RolledBack():
+                self._roll_back(tx, run, message)
+            case protocol.ArtifactWritten():
+                self._artifact(tx, run, message)
             case protocol.Note():
                 self.events.append(("note", {"detail": message.detail, "attempt": run.attempt}))
-            case protocol.EvaluationProgress() | protocol.Done() | protocol.Failure():
-                pass  # signs of life and ends are the supervisor's business
+            case protocol.Done():
+                self._done(run, message)
+            case protocol.EvaluationProgress() | protocol.Failure():
+                pass  # signs of life and failures are the supervisor's business
 
     def close(self, tx: Tx, run: Run) -> None:
         """Store the points gathered and announce them."""
@@ -575,6 +597,7 @@ class _Draft:
             steps = [step for series in self.points.values() for step, _ in series]
             metrics.append(tx, run.job_id, self.points)
             self.events.append(("metrics", {"attempt": run.attempt, "from_step": min(steps), "to_step": max(steps)}))
+            self.points = {}
 
     def _plan(self, tx: Tx, run: Run, plan: protocol.Plan) -> None:
         self.events.append(("plan", {**plan.model_dump(exclude={"type"}), "attempt": run.attempt}))
@@ -589,6 +612,7 @@ class _Draft:
             "test_images": plan.test_images,
         }
         self._at(plan.resumed_step, plan.resumed_step / plan.steps_per_epoch, plan.steps, plan.epochs)
+        self.progress["ended_early"] = None
         if run.attempt > 1:
             self._rewind(tx, run, plan)
         tx.run(
@@ -599,13 +623,31 @@ class _Draft:
 
     def _rewind(self, tx: Tx, run: Run, plan: protocol.Plan) -> None:
         """Cut history back to the step gone on from: what lies after it belongs to a past that did not last."""
-        metrics.truncate(tx, run.job_id, plan.resumed_step)
         tx.run(update(checkpoints).where(checkpoints.c.job_id == run.job_id, checkpoints.c.step > plan.resumed_step).values(broken=True))
+        self._cut_metrics(tx, run, plan.resumed_step)
+        self.events.append(("resumed", {"attempt": run.attempt, "from_step": plan.resumed_step, "checkpoint": plan.resumed_from}))
+
+    def _roll_back(self, tx: Tx, run: Run, back: protocol.RolledBack) -> None:
+        """The same within an attempt. The rows of later checkpoints go at once: the trainer may write these steps again, in the same
+        place, and retention must not free a directory that has become another checkpoint's."""
+        kept = {name: [point for point in series if point[0] <= back.to_step] for name, series in self.points.items()}
+        self.points = {name: series for name, series in kept.items() if series}
+        self.close(tx, run)
+        later = and_(checkpoints.c.job_id == run.job_id, checkpoints.c.step > back.to_step)
+        tx.run(delete(checkpoints).where(later, checkpoints.c.pinned.is_(False)))
+        tx.run(update(checkpoints).where(later).values(broken=True))
+        self._cut_metrics(tx, run, back.to_step)
+        steps, epochs = self.progress["steps"], self.progress["epochs"]
+        self._at(back.to_step, back.to_step * epochs / steps if steps else 0.0, steps, epochs)
+        self.progress["eta_s"] = None
+        self.events.append(("rolled_back", {**back.model_dump(exclude={"type"}), "attempt": run.attempt}))
+
+    def _cut_metrics(self, tx: Tx, run: Run, step: int) -> None:
+        metrics.truncate(tx, run.job_id, step)
         self.latest = metrics.latest(tx, run.job_id)
         self.best = _held_out(self.best)  # a test score is told again at the end
-        if self.best_step is not None and self.best_step > plan.resumed_step:
+        if self.best_step is not None and self.best_step > step:
             self._find_best(tx, run)
-        self.events.append(("resumed", {"attempt": run.attempt, "from_step": plan.resumed_step, "checkpoint": plan.resumed_from}))
 
     def _find_best(self, tx: Tx, run: Run) -> None:
         series = metrics.read(tx, run.job_id, BEST_BY)
@@ -645,6 +687,24 @@ class _Draft:
         tx.run(statement.on_conflict_do_update(index_elements=["job_id", "step"], set_=row))
         told = {"id": written.id, "step": written.step, "epoch": written.epoch, "bytes": written.bytes, "sha256": written.sha256}
         self.events.append(("checkpoint", {**told, "metrics": written.metrics, "is_best": written.is_best, "attempt": run.attempt}))
+
+    def _artifact(self, tx: Tx, run: Run, written: protocol.ArtifactWritten) -> None:
+        told = written.model_dump(include={"media_type", "bytes", "sha256"})
+        row = {**told, "path": written.path, "attempt": run.attempt, "created_at": tx.now_ms}
+        here = and_(artifacts.c.job_id == run.job_id, artifacts.c.name == written.name)
+        before = tx.one(select(artifacts.c.path).where(here))
+        if before is not None and before.path != written.path:
+            owe(tx, f"{job_dir(run.job_id)}/{before.path}")
+        statement = tx.insert(artifacts).values(job_id=run.job_id, name=written.name, **row)
+        tx.run(statement.on_conflict_do_update(index_elements=["job_id", "name"], set_=row))
+        self.events.append(("artifact", {"name": written.name, **told, "attempt": run.attempt}))
+
+    def _done(self, run: Run, done: protocol.Done) -> None:
+        """An end before the last epoch: `fraction` stays what was trained of the plan, and the reason stands beside it."""
+        if done.detail:
+            self.events.append(("note", {"detail": done.detail, "attempt": run.attempt}))
+        if done.outcome == "succeeded":
+            self.progress["ended_early"] = done.detail or None
 
     def _points(self, step: int, values: protocol.Metrics) -> None:
         for name, value in values.items():

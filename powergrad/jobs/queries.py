@@ -15,11 +15,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, func, or_, select
 
 from powergrad.jobs import fleet
-from powergrad.jobs.errors import CheckpointNotFound, JobNotFound
+from powergrad.jobs.errors import ArtifactNotFound, CheckpointNotFound, JobNotFound
 from powergrad.jobs.lifecycle import LOCAL_OWNER, checkpoint_id
 from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Tx, rfc3339
-from powergrad.jobs.tables import IS_QUEUED, attempts, checkpoints, events, job_labels, jobs
+from powergrad.jobs.tables import IS_QUEUED, artifacts, attempts, checkpoints, events, job_labels, jobs
 
 SORT = re.compile(r"(?P<falling>-?)metrics\.(?P<name>[A-Za-z0-9_]{1,64})")
 MAX_POSITION = 1000  # counted no further: "1000" then means "at least"
@@ -295,6 +295,44 @@ def _best(rows: Sequence[Row[Any]]) -> Row[Any] | None:
     """The highest score, the earlier on a tie; without any score the newest."""
     scored = [row for row in rows if row.score is not None]
     return min(scored, key=lambda row: (-row.score, row.step)) if scored else (rows[0] if rows else None)
+
+
+def list_artifacts(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> list[dict[str, Any]]:
+    """What a job's attempts wrote beside the checkpoints, as JSON, by name. Raises JobNotFound."""
+    exists(tx, job_id, owner=owner)
+    rows = tx.all(select(artifacts).where(artifacts.c.job_id == job_id).order_by(artifacts.c.name))
+    return [
+        {
+            "name": row.name,
+            "object": "artifact",
+            "attempt": row.attempt,
+            "media_type": row.media_type,
+            "bytes": row.bytes,
+            "sha256": row.sha256,
+            "created_at": rfc3339(row.created_at),
+        }
+        for row in rows
+    ]
+
+
+@dataclass(frozen=True)
+class StoredArtifact:
+    """Where an artifact lies (relative to the job's directory) and what its file must be."""
+
+    name: str
+    path: str
+    media_type: str
+    bytes: int
+    sha256: str
+
+
+def find_artifact(tx: Tx, job_id: str, name: str, *, owner: str = LOCAL_OWNER) -> StoredArtifact:
+    """An artifact by name. Raises JobNotFound, ArtifactNotFound."""
+    exists(tx, job_id, owner=owner)
+    row = tx.one(select(artifacts).where(artifacts.c.job_id == job_id, artifacts.c.name == name))
+    if row is None:
+        raise ArtifactNotFound(job_id, name)
+    return StoredArtifact(row.name, row.path, row.media_type, row.bytes, row.sha256)
 
 
 def attempt_numbers(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> list[int]:

@@ -143,6 +143,19 @@ checkpoints = Table(
     Column("created_at", BigInteger, nullable=False),
 )
 
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("job_id", String(40), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("path", String(256), nullable=False),  # relative to the job's directory
+    Column("media_type", String(128), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
@@ -175,6 +188,34 @@ catalogue = Table(
     Column("entries", Json, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
 )
+
+_TASK_WAITS = text(f"state = '{JobState.QUEUED}'")
+_TASK_RUNS = text(f"state = '{JobState.RUNNING}'")
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("owner", String(64), nullable=False),
+    Column("job_id", String(40)),
+    Column("arguments", Json, nullable=False),
+    Column("state", String(16), nullable=False),  # queued, running, succeeded, failed: the jobs' words
+    Column("attempt", Integer, nullable=False),  # counts claims: the fencing token
+    Column("lease_until", BigInteger),
+    Column("result", Json),
+    Column("error", Json),  # {code, detail}
+    Column("created_at", BigInteger, nullable=False, index=True),
+    Column("started_at", BigInteger),
+    Column("finished_at", BigInteger),
+    Index("ix_tasks_queue", "id", sqlite_where=_TASK_WAITS, postgresql_where=_TASK_WAITS),
+    Index("ix_tasks_lease", "lease_until", sqlite_where=_TASK_RUNS, postgresql_where=_TASK_RUNS),
+    Index("ix_tasks_job", "job_id"),
+)
+
+# spelled out as the jobs' are
+TASK_WAITS: ColumnElement[bool] = tasks.c.state == literal_column(f"'{JobState.QUEUED}'")
+TASK_RUNS: ColumnElement[bool] = tasks.c.state == literal_column(f"'{JobState.RUNNING}'")
 
 deletions = Table(
     "deletions",

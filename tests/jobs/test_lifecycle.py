@@ -570,6 +570,7 @@ def test_progress_and_metrics_follow_the_trainer(store: Store) -> None:
         "fraction": 0.75,
         "eta_s": 1.0,
         "images_per_s": 100.0,
+        "ended_early": None,
     }
     assert job["metrics"]["best"] == {"val_top1": 0.5, "val_loss": 0.5}
     assert job["metrics"]["latest"] == {"train_loss": 1 / 15, "images_per_s": 100.0, "val_top1": 0.5, "val_loss": 0.5}
@@ -751,3 +752,117 @@ def test_the_claims_spec_is_the_stored_one(store: Store) -> None:
     overrides: dict[str, Any] = {"loss": {"alpha": 0.25}, "optimizer": {"name": "adamw", "lr": 1e-3}, "limits": {"max_seconds": 1e9}}
     b.submit(store, **overrides)
     assert b.claimed(store).spec == JobSpec.model_validate(b.spec(**overrides).model_dump(mode="json"))
+
+
+# --- a roll-back, artifacts, an early end
+
+
+def rolled_back(to_step: int, *, from_step: int = 35) -> protocol.RolledBack:
+    return protocol.RolledBack(
+        from_step=from_step, to_step=to_step, checkpoint=lifecycle.checkpoint_id(to_step), lr_scale=0.5, detail="the loss is not finite"
+    )
+
+
+def steps_of(store: Store, job_id: str, name: str = "train_loss") -> list[int]:
+    with store.read() as tx:
+        return metrics.read(tx, job_id, name).steps
+
+
+def diverged(store: Store) -> Run:
+    """A run at step 35, the best checkpoint at 30, the one before it at 20."""
+    run = b.running(store)
+    b.record(store, run, b.plan())
+    for epoch, top1 in ((10, 0.3), (20, 0.4), (30, 0.9)):
+        b.record(store, run, *(b.step(epoch + i) for i in range(-9, 1)), b.evaluation(epoch, top1), b.checkpoint(epoch, top1))
+    b.record(store, run, *(b.step(i) for i in range(31, 34)))
+    return run
+
+
+def test_a_roll_back_cuts_metrics_and_checkpoints_back_and_says_so(store: Store) -> None:
+    run = diverged(store)
+    b.record(store, run, b.step(34), b.step(35, 99.0), rolled_back(20))
+    job = b.row(store, run.job_id)
+    assert steps_of(store, run.job_id) == list(range(1, 21))
+    assert steps_of(store, run.job_id, "val_top1") == [10, 20]
+    assert stored_steps(store, run.job_id) == [10, 20]
+    assert (job.progress["step"], job.progress["epoch"], job.progress["fraction"]) == (20, 2, 0.1)
+    assert (job.best_step, job.best["val_top1"], job.latest["val_top1"]) == (20, 0.4, 0.4)
+    expected = {"from_step": 35, "to_step": 20, "checkpoint": "step-00000020", "lr_scale": 0.5, "detail": "the loss is not finite"}
+    assert b.told(store, run.job_id, "rolled_back") == [{**expected, "attempt": 1}]
+
+
+def test_points_before_and_after_a_roll_back_in_one_batch_leave_no_gap_and_no_repeat(store: Store) -> None:
+    run = b.running(store)
+    b.record(store, run, b.plan(), *(b.step(i) for i in range(1, 36)), rolled_back(20), *(b.step(i, 0.5) for i in range(21, 31)))
+    assert steps_of(store, run.job_id) == list(range(1, 31))
+    with store.read() as tx:
+        assert metrics.read(tx, run.job_id, "train_loss").values[20:] == [0.5] * 10
+    spans = [(told["from_step"], told["to_step"]) for told in b.told(store, run.job_id, "metrics")]
+    assert spans == [(1, 20), (21, 30)]
+
+
+def test_a_step_written_again_after_a_roll_back_is_a_checkpoint_again(store: Store) -> None:
+    run = diverged(store)
+    b.record(store, run, rolled_back(20))
+    assert b.do(store, lifecycle.prune, run) == []  # step 30's directory is not freed: it may be written again just now
+    b.record(store, run, b.checkpoint(30, 0.5))
+    assert stored_steps(store, run.job_id) == [10, 20, 30]
+    with store.read() as tx:
+        assert queries.find_checkpoint(tx, run.job_id, "best").id == "step-00000030"
+
+
+def test_a_pinned_checkpoint_outlives_a_roll_back_but_is_not_gone_on_from(store: Store) -> None:
+    run = diverged(store)
+    with store.write() as tx:
+        tx.run(update(checkpoints).where(checkpoints.c.step == 30).values(pinned=True))
+    b.record(store, run, rolled_back(20))
+    assert stored_steps(store, run.job_id) == [10, 20, 30]
+    b.finish(store, run, Outcome.STOPPED)
+    assert [point.step for point in b.claimed(store).resume] == [20, 10]
+
+
+def test_a_stale_attempt_rolls_nothing_back(store: Store, clock: FakeClock) -> None:
+    run = diverged(store)
+    clock.advance(31)
+    b.do(store, lifecycle.sweep)
+    b.claimed(store)
+    with pytest.raises(Fenced):
+        b.record(store, run, rolled_back(10))
+    assert stored_steps(store, run.job_id) == [10, 20, 30]
+
+
+def artifact(name: str = "labels.json", *, path: str = "artifacts/labels.json", size: int = 7) -> protocol.ArtifactWritten:
+    return protocol.ArtifactWritten(name=name, path=path, media_type="application/json", bytes=size, sha256=f"{size:064x}")
+
+
+def test_an_artifact_is_listed_and_a_later_one_of_its_name_takes_its_place(store: Store) -> None:
+    run = b.running(store)
+    b.record(store, run, artifact("b.json", path="artifacts/a1/b.json"), artifact())
+    b.finish(store, run, Outcome.STOPPED)
+    again = b.claimed(store).run
+    b.record(store, again, artifact("b.json", path="artifacts/a2/b.json", size=9), artifact())
+    with store.read() as tx:
+        found = queries.list_artifacts(tx, run.job_id)
+        stored = queries.find_artifact(tx, run.job_id, "b.json")
+        owed = [row.path for row in tx.all(select(deletions.c.path))]
+    assert [(one["name"], one["attempt"], one["bytes"]) for one in found] == [("b.json", 2, 9), ("labels.json", 2, 7)]
+    assert stored.path == "artifacts/a2/b.json"
+    assert owed == [f"jobs/{run.job_id}/artifacts/a1/b.json"]  # the file that no row names any more, and only that one
+    assert [told["name"] for told in b.told(store, run.job_id, "artifact")] == ["b.json", "labels.json"] * 2
+
+
+def test_an_early_end_is_told_and_the_fraction_stays_what_was_trained(store: Store) -> None:
+    run = b.running(store)
+    b.record(store, run, b.plan(), b.step(50), protocol.Done(outcome="succeeded", detail="no better val_top1 for 3 epochs"))
+    assert b.finish(store, run) is S.SUCCEEDED
+    progress = b.row(store, run.job_id).progress
+    assert (progress["ended_early"], progress["fraction"]) == ("no better val_top1 for 3 epochs", 0.25)
+    assert b.told(store, run.job_id, "note") == [{"detail": "no better val_top1 for 3 epochs", "attempt": 1}]
+
+
+def test_an_end_after_the_last_epoch_or_by_order_is_no_early_one(store: Store) -> None:
+    run = b.running(store)
+    b.record(store, run, b.plan(), b.step(200), protocol.Done(outcome="succeeded"))
+    assert b.row(store, run.job_id).progress["ended_early"] is None
+    b.record(store, run, protocol.Done(outcome="stopped", detail="told to"))
+    assert b.row(store, run.job_id).progress["ended_early"] is None

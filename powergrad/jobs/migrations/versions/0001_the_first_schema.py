@@ -16,6 +16,18 @@ JSON = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=Tru
 
 def upgrade() -> None:
     op.create_table(
+        "artifacts",
+        sa.Column("job_id", sa.String(length=40), nullable=False),
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("path", sa.String(length=256), nullable=False),
+        sa.Column("media_type", sa.String(length=128), nullable=False),
+        sa.Column("bytes", sa.BigInteger(), nullable=False),
+        sa.Column("sha256", sa.String(length=64), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("job_id", "name", name=op.f("pk_artifacts")),
+    )
+    op.create_table(
         "attempts",
         sa.Column("job_id", sa.String(length=40), nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
@@ -160,6 +172,40 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("job_id", "name", "level", "ordinal", name=op.f("pk_metric_chunks")),
     )
     op.create_table(
+        "tasks",
+        sa.Column("id", sa.String(length=40), nullable=False),
+        sa.Column("kind", sa.String(length=32), nullable=False),
+        sa.Column("owner", sa.String(length=64), nullable=False),
+        sa.Column("job_id", sa.String(length=40), nullable=True),
+        sa.Column("arguments", JSON, nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("lease_until", sa.BigInteger(), nullable=True),
+        sa.Column("result", JSON, nullable=True),
+        sa.Column("error", JSON, nullable=True),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("started_at", sa.BigInteger(), nullable=True),
+        sa.Column("finished_at", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_tasks")),
+    )
+    op.create_index(op.f("ix_tasks_created_at"), "tasks", ["created_at"])
+    op.create_index("ix_tasks_job", "tasks", ["job_id"])
+    op.create_index(
+        "ix_tasks_lease",
+        "tasks",
+        ["lease_until"],
+        sqlite_where=sa.text("state = 'running'"),
+        postgresql_where=sa.text("state = 'running'"),
+    )
+    op.create_index(
+        "ix_tasks_queue",
+        "tasks",
+        ["id"],
+        sqlite_where=sa.text("state = 'queued'"),
+        postgresql_where=sa.text("state = 'queued'"),
+    )
+
+    op.create_table(
         "workers",
         sa.Column("id", sa.String(length=128), nullable=False),
         sa.Column("host", sa.String(length=128), nullable=False),
@@ -178,6 +224,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     for table in (
         "workers",
+        "tasks",
         "metric_chunks",
         "jobs",
         "job_labels",
@@ -187,5 +234,6 @@ def downgrade() -> None:
         "checkpoints",
         "catalogue",
         "attempts",
+        "artifacts",
     ):
         op.drop_table(table)
