@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_calibration_error
 
 from powergrad import durable
-from powergrad.data import Batch
 
 CALIBRATION_BINS = 15  # Guo et al. 2017, arXiv 1706.04599
 WORST = 100
@@ -68,7 +67,7 @@ class Results:
 
 def analyse(
     model: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[tuple[Tensor, Tensor]],
     *,
     class_names: Sequence[str],
     device: torch.device,
@@ -77,7 +76,7 @@ def analyse(
 ) -> Results:
     """The results of one pass over a split. The network's mode is put back.
 
-    Raises ValueError for a split without images, and for logits that are not finite.
+    batches: images and classes, in the split's order.  Raises ValueError for a split without images, and for logits that are not finite.
     """
     truths, predictions, confidences = _answers(model, batches, device=device, autocast=autocast)
     classes = len(class_names)
@@ -113,7 +112,7 @@ def spreadsheet_safe(text: str) -> str:
 
 
 def _answers(
-    model: nn.Module, batches: Iterable[Batch], *, device: torch.device, autocast: torch.autocast
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, device: torch.device, autocast: torch.autocast
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Truth (N,) int64, prediction (N,) int64 and its probability (N,) float32, on the CPU: counting on a GPU has no deterministic form."""
     truths, predictions, confidences = [], [], []

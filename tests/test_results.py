@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassCalibrationError
 
 from powergrad import results
-from powergrad.data import Batch
 from powergrad.results import Results, analyse
 
 CPU = torch.device("cpu")
@@ -21,7 +20,7 @@ NO_AUTOCAST = torch.autocast("cpu", dtype=torch.bfloat16, enabled=False)
 ATOL = 1e-6  # float32 probabilities
 
 
-def answers(images: int, classes: int, *, seed: int = 0) -> list[Batch]:
+def answers(images: int, classes: int, *, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     """Logits as images, right more often than not, in batches of 64."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (images,), generator=generator)
@@ -30,12 +29,12 @@ def answers(images: int, classes: int, *, seed: int = 0) -> list[Batch]:
     return list(zip(torch.split(logits, 64), torch.split(labels, 64), strict=True))
 
 
-def analysed(batches: list[Batch], classes: int, *, worst: int = results.WORST) -> Results:
+def analysed(batches: list[tuple[Tensor, Tensor]], classes: int, *, worst: int = results.WORST) -> Results:
     names = [f"class {i}" for i in range(classes)]
     return analyse(nn.Identity(), batches, class_names=names, device=CPU, autocast=NO_AUTOCAST, worst=worst)
 
 
-def joined(batches: list[Batch]) -> tuple[Tensor, Tensor]:
+def joined(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat([logits for logits, _ in batches]), torch.cat([labels for _, labels in batches])
 
 
