@@ -49,6 +49,8 @@ class Stream(IntEnum):
     GLYPH_OCCLUSION = 42
     GLYPH_SHADE = 43
     GLYPH_NOISE = 44
+    SHARD_ORDER = 60
+    SHARD_WINDOW = 61
 
 
 def hashes(index: Tensor, *, seed: int, stream: Stream, epoch: int = 0) -> Tensor:
