@@ -289,6 +289,8 @@ def _facts(job: Job) -> list[tuple[str, str]]:
     if progress.steps:
         done = f"step {progress.step or 0}/{progress.steps}, epoch {_epochs(job)}, {console.percent(progress.fraction)}"
         facts.append(("progress", done + (f", ETA {console.duration(progress.eta_s)}" if job.state == "running" else "")))
+    if progress.ended_early:
+        facts.append(("ended early", escape(progress.ended_early)))
     facts += [("trains", escape(_summary(job.spec)))]
     facts += [(name, f"{console.ago(moment)}") for name, moment in _moments(job) if moment is not None]
     if job.labels:

@@ -39,7 +39,7 @@ def root(version: Annotated[bool, typer.Option("--version", callback=_version, i
 for panel, commands in {
     "Server": (up.up, demo.demo, doctor.doctor, server.workers, server.models),
     "Jobs": (jobs.init, jobs.submit, jobs.jobs, jobs.show, jobs.watch, jobs.cancel, jobs.pause, jobs.resume, jobs.retry),
-    "Results": (results.logs, results.metrics, results.pull),
+    "Results": (results.logs, results.metrics, results.artifacts, results.pull),
     "Without a server": (train.train,),
 }.items():
     for command in commands:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,42 +100,81 @@ def spark(values: list[float]) -> str:
     return "".join(SPARKS[round((value - low) / (high - low) * top) if high > low else top // 2] for value in kept)
 
 
+def artifacts(job: JobArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """List the files a job wrote beside its checkpoints: tables, pictures, exports."""
+    with console.connect(url) as client:
+        job_id = console.find(client, job)
+        found = client.artifacts(job_id)
+    if as_json:
+        console.print_json([one.model_dump(mode="json") for one in found])
+    elif not found:
+        console.say("No artifacts yet.")
+    else:
+        table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+        for title in ("artifact", "type", "size", "written"):
+            table.add_column(title, no_wrap=True)
+        for one in found:
+            table.add_row(escape(one.name), escape(one.media_type), console.size(one.bytes), console.ago(one.created_at))
+        console.stdout().print(table)
+        console.say(f"[dim]Fetch one: powergrad pull {job_id} --artifact NAME[/]")
+
+
 def pull(
     job: JobArgument,
     checkpoint: Annotated[str, typer.Option("--checkpoint", "-c", help="best, latest, or a checkpoint's id.")] = "best",
+    artifact: Annotated[
+        str | None, typer.Option("--artifact", "-a", help="This artifact instead; `powergrad artifacts` lists them.")
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option(
-            "--output", "-o", parser=console.path_text, metavar="PATH", help="File or folder; default: JOB-CHECKPOINT.safetensors here."
+            "--output",
+            "-o",
+            parser=console.path_text,
+            metavar="PATH",
+            help="File or folder; default: JOB-CHECKPOINT.safetensors, or the artifact's name, here.",
         ),
     ] = None,
     as_json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
-    """Download a checkpoint's weights (safetensors), its sha256 verified. Run again to go on with a broken download."""
+    """Download a checkpoint's weights (safetensors) or an artifact, its sha256 verified. Run again to go on with a broken download."""
     with console.connect(url) as client:
         job_id = console.find(client, job)
         try:
-            path = download(client, job_id, checkpoint, output)
+            path = download(client, job_id, checkpoint, output) if artifact is None else download_artifact(client, job_id, artifact, output)
         except KeyboardInterrupt:
             console.say("[dim]Stopped. The same command goes on from here.[/]")
             raise Finish(Code.INTERRUPTED) from None
         except OSError as error:
             raise Problem(f"{error.filename or output}: cannot be written ({error.strerror})") from error
     if as_json:
-        console.print_json({"job": job_id, "checkpoint": checkpoint, "path": str(path), "bytes": path.stat().st_size})
+        what = {"checkpoint": checkpoint} if artifact is None else {"artifact": artifact}
+        console.print_json({"job": job_id, **what, "path": str(path), "bytes": path.stat().st_size})
     else:
         typer.echo(str(path))
 
 
 def download(client: Client, job_id: str, checkpoint: str, output: Path | str | None) -> Path:
     """`Client.download` with a bar on a terminal."""
+    with _bar(checkpoint) as show:
+        return client.download(job_id, checkpoint, output, on_progress=show)
+
+
+def download_artifact(client: Client, job_id: str, name: str, output: Path | str | None) -> Path:
+    """`Client.download_artifact` with a bar on a terminal."""
+    with _bar(name) as show:
+        return client.download_artifact(job_id, name, output, on_progress=show)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console.stderr(), disable=not sys.stderr.isatty(), auto_refresh=False) as progress:
-        task = progress.add_task(checkpoint, total=None)
+        task = progress.add_task(title, total=None)
 
         def show(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
             progress.refresh()
 
-        return client.download(job_id, checkpoint, output, on_progress=show)
+        yield show

@@ -8,13 +8,14 @@ with Client() as client:
 
 from powergrad.client.aio import AsyncClient
 from powergrad.client.errors import ApiError, ClientError, DownloadCorrupt, Unreachable, Violation
-from powergrad.client.models import Attempt, Checkpoint, Event, EventPage, Health, Job, JobMetrics, JobPage, Progress, Reason
+from powergrad.client.models import Artifact, Attempt, Checkpoint, Event, EventPage, Health, Job, JobMetrics, JobPage, Progress, Reason
 from powergrad.client.retries import Retries
 from powergrad.client.sync import Client
 from powergrad.jobs.states import JobState
 
 __all__ = [
     "ApiError",
+    "Artifact",
     "AsyncClient",
     "Attempt",
     "Checkpoint",

@@ -12,12 +12,13 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel
 
-from powergrad.client.models import Checkpoint, EventPage, Health, Job, JobPage
+from powergrad.client.models import Artifact, Checkpoint, EventPage, Health, Job, JobPage
 
 T = TypeVar("T")
 Json = dict[str, Any]
 Rows = list[Json]
 Checkpoints = list[Checkpoint]
+Artifacts = list[Artifact]
 Spec = Mapping[str, Any] | BaseModel
 Params = dict[str, str | int | bool | list[str]]
 
@@ -159,9 +160,21 @@ def checkpoints(job_id: str) -> Call[Checkpoints]:
     return Call("GET", f"{_job_path(job_id)}/checkpoints", lambda response: [Checkpoint.model_validate(one) for one in _rows(response)])
 
 
+def artifacts(job_id: str) -> Call[Artifacts]:
+    return Call("GET", f"{_job_path(job_id)}/artifacts", lambda response: [Artifact.model_validate(one) for one in _rows(response)])
+
+
 def weights(job_id: str, checkpoint_id: str, start: int) -> Call[None]:
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-    path = f"{_job_path(job_id)}/checkpoints/{quote(checkpoint_id, safe='')}/model.safetensors"
+    return _file(f"{_job_path(job_id)}/checkpoints/{quote(checkpoint_id, safe='')}/model.safetensors", start)
+
+
+def artifact(job_id: str, name: str, start: int) -> Call[None]:
+    return _file(f"{_job_path(job_id)}/artifacts/{quote(name, safe='')}", start)
+
+
+def _file(path: str, start: int) -> Call[None]:
+    """A file from byte `start` on, as it is stored."""
+    headers = {"Accept": "*/*", "Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     return Call("GET", path, lambda _: None, headers=headers)
 
 

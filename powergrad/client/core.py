@@ -13,7 +13,7 @@ import httpx2
 
 from powergrad.client.calls import LONGEST_POLL_S, Call
 from powergrad.client.errors import ApiError, ClientError, Unreachable, refusal
-from powergrad.client.models import Checkpoint, Event
+from powergrad.client.models import Artifact, Checkpoint, Event
 from powergrad.client.retries import Retries
 
 T = TypeVar("T")
@@ -149,3 +149,13 @@ def chosen(found: list[Checkpoint], wanted: str, job_id: str) -> Checkpoint:
         "detail": f"{job_id} has no checkpoint {wanted!r}; it has: {there}",
     }
     raise ApiError(404, dict(problem))
+
+
+def named(found: list[Artifact], wanted: str, job_id: str) -> Artifact:
+    """The artifact called `wanted`. Raises ApiError (404) naming those there are."""
+    for artifact in found:
+        if artifact.name == wanted:
+            return artifact
+    there = ", ".join(artifact.name for artifact in found) or "none yet"
+    problem = {"title": "Not Found", "code": "artifact_not_found", "detail": f"{job_id} has no artifact {wanted!r}; it has: {there}"}
+    raise ApiError(404, problem)

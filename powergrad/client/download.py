@@ -12,7 +12,7 @@ from typing import BinaryIO, Self
 import httpx2
 
 from powergrad.client.errors import DownloadCorrupt
-from powergrad.client.models import Checkpoint
+from powergrad.client.models import Artifact, Checkpoint
 
 CHUNK = 1 << 18
 
@@ -20,10 +20,10 @@ CHUNK = 1 << 18
 class PartialFile:
     """`target` under a temporary name beside it, which carries the digest: a later call, even another process, goes on from it."""
 
-    def __init__(self, target: Path, checkpoint: Checkpoint) -> None:
+    def __init__(self, target: Path, published: Checkpoint | Artifact) -> None:
         self.target = target
-        self.size = checkpoint.bytes
-        self.sha256 = checkpoint.sha256.lower().removeprefix("sha256:")
+        self.size = published.bytes
+        self.sha256 = published.sha256.lower().removeprefix("sha256:")
         self.part = target.with_name(f".{target.name}.{self.sha256[:16]}.part")
         self.done = 0
         self._hash = hashlib.sha256()
@@ -80,8 +80,8 @@ class PartialFile:
         raise DownloadCorrupt(f"{self.target}: {why}; nothing was kept, so try again")
 
 
-def target_of(path: str | os.PathLike[str] | None, job_id: str, checkpoint: Checkpoint) -> Path:
-    """Where to put a download: `path`, or a name made of job and checkpoint in it if it is a folder (None: the current one).
+def target_of(path: str | os.PathLike[str] | None, name: str) -> Path:
+    """Where to put a download: `path`, or a file called `name` in it if it is a folder (None: the current one).
 
     A slash at the end says that it is one, to be made if need be. Raises FileNotFoundError where such a folder's parent is not there.
     """
@@ -89,4 +89,4 @@ def target_of(path: str | os.PathLike[str] | None, job_id: str, checkpoint: Chec
     is_folder = path is not None and os.fspath(path).endswith(os.sep)
     if is_folder and not place.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place.parent))
-    return place / f"{job_id}-{checkpoint.id}.safetensors" if is_folder or place.is_dir() else place
+    return place / name if is_folder or place.is_dir() else place

@@ -43,6 +43,7 @@ class Progress(_Answer):
     fraction: float | None = None
     eta_s: float | None = None
     images_per_s: float | None = None
+    ended_early: str | None = None
 
 
 class JobMetrics(_Answer):
@@ -117,6 +118,17 @@ class Checkpoint(_Answer):
     is_best: bool = False
     is_latest: bool = False
     pinned: bool = False
+    created_at: datetime | None = None
+
+
+class Artifact(_Answer):
+    """A file that a job wrote beside its checkpoints."""
+
+    name: str
+    attempt: int | None = None
+    media_type: str = "application/octet-stream"
+    bytes: int
+    sha256: str
     created_at: datetime | None = None
 
 

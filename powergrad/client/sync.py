@@ -15,10 +15,10 @@ from typing import Any, Literal, Self, TypeVar
 import httpx2
 
 from powergrad.client import calls
-from powergrad.client.calls import Call, Checkpoints, Json, Rows, Spec
-from powergrad.client.core import CUT, QUIET_STREAM_S, Patience, Place, chosen, core
+from powergrad.client.calls import Artifacts, Call, Checkpoints, Json, Rows, Spec
+from powergrad.client.core import CUT, QUIET_STREAM_S, Patience, Place, chosen, core, named
 from powergrad.client.download import PartialFile, target_of
-from powergrad.client.models import Event, EventPage, Health, Job, JobPage
+from powergrad.client.models import Artifact, Checkpoint, Event, EventPage, Health, Job, JobPage
 from powergrad.client.retries import Retries
 
 T = TypeVar("T")
@@ -193,10 +193,36 @@ class Client:
         DownloadCorrupt.
         """
         found = chosen(self.checkpoints(job_id), checkpoint, job_id)
+        target = target_of(path, f"{job_id}-{found.id}.safetensors")
+        return self._fetch(target, found, lambda start: calls.weights(job_id, found.id, start), on_progress)
+
+    def artifacts(self, job_id: str) -> Artifacts:
+        """The files that a job wrote beside its checkpoints."""
+        return self.send(calls.artifacts(job_id))
+
+    def download_artifact(
+        self,
+        job_id: str,
+        name: str,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Fetch an artifact to `path` (a file, or a folder; default NAME in the current one), verified and gone on with as a checkpoint is."""
+        found = named(self.artifacts(job_id), name, job_id)
+        return self._fetch(target_of(path, found.name), found, lambda start: calls.artifact(job_id, name, start), on_progress)
+
+    def _fetch(
+        self,
+        target: Path,
+        published: Checkpoint | Artifact,
+        call_from: Callable[[int], Call[None]],
+        on_progress: Callable[[int, int], None] | None,
+    ) -> Path:
         tries = 0
-        with PartialFile(target_of(path, job_id, found), found) as part:
+        with PartialFile(target, published) as part:
             while not part.is_complete:
-                before, call = part.done, calls.weights(job_id, found.id, part.done)
+                before, call = part.done, call_from(part.done)
                 outcome: httpx2.TransportError = CUT
                 try:
                     with self._open(call) as response:

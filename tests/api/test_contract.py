@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from api import documents, errors
+from powergrad import protocol
 from powergrad.jobs.states import JobState
 from tests.api.conftest import DIGITS, Api, register_worker
 from tests.jobs import builders
@@ -93,12 +94,15 @@ def test_every_other_answer_fits_its_document(any_api: Api) -> None:
     register_worker(any_api.store, models=["resnet18"])
     run = builders.running(any_api.store)
     builders.record(any_api.store, run, builders.plan(), builders.step(1), builders.evaluation(10, 0.5), builders.checkpoint(10, 0.5))
+    written = protocol.ArtifactWritten(name="labels.json", path="labels.json", media_type="application/json", bytes=2, sha256="0" * 64)
+    builders.record(any_api.store, run, written)
     url, get = f"/v1/jobs/{run.job_id}", any_api.http.get
     fits(documents.JobDocument, get(url))
     fits(documents.JobListDocument, get("/v1/jobs"))
     fits(documents.EventListDocument, get(f"{url}/events"))
     fits(documents.SeriesListDocument, get(f"{url}/metrics"))
     fits(documents.CheckpointListDocument, get(f"{url}/checkpoints"))
+    fits(documents.ArtifactListDocument, get(f"{url}/artifacts"))
     fits(documents.WorkerListDocument, get("/v1/workers"))
     fits(documents.CatalogueDocument, get("/v1/models"))
     fits(documents.CatalogueDocument, get("/v1/datasets"))
