@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from powergrad.data.decode import Box
 from powergrad.data.draws import Stream, integers, repeated, uniforms
 from powergrad.data.policies import RandAugment, TrivialAugment
 from powergrad.spec import AugmentSpec
@@ -62,6 +63,19 @@ class ResizedCrop:
 
 
 @dataclass(frozen=True)
+class FileCrop:
+    """A resized crop of encoded images: taken from their original pixels, one by one, where they are decoded."""
+
+    seed: int
+    crop: ResizedCrop
+
+    def __call__(self, index: int, epoch: int, height: int, width: int) -> Box:
+        place, size = torch.tensor([index]), torch.tensor([[height, width]])
+        boxes = resized_crop_boxes(place, sizes=size, seed=self.seed, epoch=epoch, scale=self.crop.scale, ratio=self.crop.ratio)
+        return Box(*boxes[0].tolist())
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """A crop, a mirror image half of the time, then a policy; None leaves the part out."""
 
@@ -99,7 +113,7 @@ class Erasing:
         rows = (steps >= top[:, None]) & (steps < bottom[:, None])
         columns = (steps >= left[:, None]) & (steps < right[:, None])
         inside = rows[:, None, :, None] & columns[:, None, None, :] & erased[:, None, None, None]  # (N, 1, S, S)
-        return images.masked_fill(inside, 0.0)
+        return torch.where(inside, 0.0, images)  # keeps channels last, as masked_fill does not
 
     def boxes(self, index: Tensor, *, size: int, epoch: int) -> Tensor:
         """(N, 4) int64: left, top, right, bottom in pixels, smaller than the image; empty where no rectangle fitted."""
