@@ -53,7 +53,8 @@ _READ_AHEAD = 256 * 2**10  # of small images it spans many, of ImageNet's (110 K
 _TRIES, _FIRST_PAUSE_S = 4, 0.5  # a dropped connection must not end a training run
 _COUNT = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_SECRETS = re.compile(r"(://)[^/\s@]*@|(?<=://)([^\s?'\"]*)\?[^\s'\")]*")  # user and password, or a query
+_USER, _QUERY = re.compile(r"(?<=://)[^/\s@]*@"), re.compile(r"(://[^\s?'\"]*)\?[^\s'\")]*")
+_LABELS = ("cls", "json")  # the first there is counts
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 _STAMPS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "last_modified", "updated", "modified", "created")
 _Found = TypeVar("_Found")
@@ -282,7 +283,7 @@ def _translated(url: str, read: Callable[[], _Found]) -> _Found:
 
 
 def _told(error: Exception) -> str:
-    return _SECRETS.sub(r"\1\2", str(error) or type(error).__name__)
+    return _QUERY.sub(r"\1", _USER.sub("", str(error) or type(error).__name__))
 
 
 def _may_pass(error: Exception) -> bool:
@@ -350,19 +351,29 @@ def _headers(filesystem: AbstractFileSystem, path: str, shard: str) -> _Members:
 
 def read_members(file: Any, shard: str) -> _Members:
     """file: seekable, of bytes.  Raises DataUnreadable naming `shard` and member, tarfile.TarError."""
-    found: list[tuple[str, int, int, int]] = []
-    last = "its start"
+    found: list[_Member] = []
     with tarfile.open(fileobj=file, mode="r:") as tar:
-        for key, members in itertools.groupby(filter(_is_content, tar), key=lambda member: _split_name(member.name)[0]):
-            together = {_split_name(member.name)[1]: member for member in members}
-            found.append((key, *_image(together, shard, key), _label(tar, together, shard, key)))
-            last = f"sample {key}"
+        for info in filter(_is_content, tar):
+            found.append(_Member(info, *_split_name(info.name)))
+            if found[-1].extension in _LABELS:  # now, while it lies in what was read ahead
+                found[-1].content = _content(tar, info, shard)
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile takes a broken header for the end
+            last = found[-1].info.name if found else "its start"
             raise DataUnreadable(f"{shard}: cut short or broken after {last}, at byte {tar.offset}: write it again")
-    keys, offsets, sizes, labels = zip(*found, strict=True) if found else ((), (), (), ())
+    samples = [_sample(shard, key, list(together)) for key, together in itertools.groupby(found, key=lambda member: member.key)]
+    keys, offsets, sizes, labels = zip(*samples, strict=True) if samples else ((), (), (), ())
     numbers = (np.array(column, dtype=np.int64) for column in (offsets, sizes, labels))
     return _Members(np.array([os.fsencode(key) for key in keys], dtype=np.bytes_), *numbers)
+
+
+@dataclass
+class _Member:
+    info: tarfile.TarInfo
+    key: str
+    extension: str
+    content: bytes = b""
+    """Of a label."""
 
 
 def _is_content(member: tarfile.TarInfo) -> bool:
@@ -376,32 +387,38 @@ def _split_name(name: str) -> tuple[str, str]:
     return folder + slash + key, extension.lower()
 
 
-def _image(together: dict[str, tarfile.TarInfo], shard: str, key: str) -> tuple[int, int]:
-    images = [member for extension, member in together.items() if f".{extension}" in SUFFIXES]
+def _content(tar: tarfile.TarFile, info: tarfile.TarInfo, shard: str) -> bytes:
+    if info.size > _MAX_LABEL_BYTES:
+        raise DataUnreadable(f"{shard}, {info.name}: {info.size:,} bytes: must be a class, of at most {_MAX_LABEL_BYTES:,}")
+    file = tar.extractfile(info)
+    assert file is not None, "a regular file"
+    return file.read()
+
+
+def _sample(shard: str, key: str, together: list[_Member]) -> tuple[str, int, int, int]:
+    """Key, offset and size of the image, class."""
+    images = [member.info for member in together if f".{member.extension}" in SUFFIXES]
     if len(images) != 1:
         endings = ", ".join(sorted(SUFFIXES))
         raise DataUnreadable(f"{shard}, sample {key}: {len(images)} images: must be one, of {endings}, beside its class")
     image = images[0]
     if image.sparse is not None or image.size > MAX_IMAGE_BYTES:
         raise DataUnreadable(f"{shard}, {image.name}: {image.size:,} bytes, or with holes: must be whole and at most {MAX_IMAGE_BYTES:,}")
-    return image.offset_data, image.size
-
-
-def _label(tar: tarfile.TarFile, together: dict[str, tarfile.TarInfo], shard: str, key: str) -> int:
-    member = together.get("cls", together.get("json"))
+    member = min((one for one in together if one.extension in _LABELS), key=lambda one: _LABELS.index(one.extension), default=None)
     if member is None:
         raise DataUnreadable(f"{shard}, sample {key}: no {key}.cls or {key}.json says its class; files of a sample must lie together")
-    if member.size > _MAX_LABEL_BYTES:
-        raise DataUnreadable(f"{shard}, {member.name}: {member.size:,} bytes: must be a class, of at most {_MAX_LABEL_BYTES:,}")
-    content = tar.extractfile(member)
-    assert content is not None, "a regular file"
+    return key, image.offset_data, image.size, _label(member, shard)
+
+
+def _label(member: _Member, shard: str) -> int:
     try:
-        text = content.read().decode()
-        label = json.loads(text)["label"] if member is together.get("json") else int(text)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataUnreadable(f"{shard}, {member.name}: holds no class ({error}): must be a whole number, in json as label") from error
+        text = member.content.decode()
+        label = json.loads(text)["label"] if member.extension == "json" else int(text)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        complaint = f"holds no class ({error}): must be a whole number, in json as label"
+        raise DataUnreadable(f"{shard}, {member.info.name}: {complaint}") from error
     if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < MAX_CLASSES:
-        raise DataUnreadable(f"{shard}, {member.name}: class {label}: must be a whole number from 0 to {MAX_CLASSES - 1:,}")
+        raise DataUnreadable(f"{shard}, {member.info.name}: class {label}: must be a whole number from 0 to {MAX_CLASSES - 1:,}")
     return label
 
 
