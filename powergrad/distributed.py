@@ -1,0 +1,520 @@
+"""Many processes that share each batch, one GPU each: what a rank knows of the others, and the agent that starts and ends them.
+
+`Ranks` is what the training loop sees. `launch` makes the calling process torchrun's elastic agent: it forks the ranks, hands on what
+rank 0 says and what it is told, and ends all when one of them ends badly. A second attempt is the job's affair, from a checkpoint, so the
+agent never restarts anything. Nothing listens outside this machine: the store, gloo and NCCL's bootstrap are bound to the loopback.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from tempfile import TemporaryDirectory
+from typing import Literal, NoReturn, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket, PrefixStore, TCPStore
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters, rendezvous_handler_registry
+from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.nn.parallel import DistributedDataParallel
+from torch.numa.binding import AffinityMode, NumaOptions
+
+from powergrad.process import ORPHANED, die_with_parent
+from powergrad.protocol import Control, Done, Failure, Message, TrainerConfig, decode_control, decode_message, encode
+
+log = logging.getLogger(__name__)
+
+Stop = Literal["checkpoint", "now"]
+Emit = Callable[[Message], None]
+
+LOOPBACK = "127.0.0.1"
+LONGEST_WAIT = timedelta(days=7)
+"""For one collective: rank 0 may score a large split meanwhile. Who hangs is found by its supervisor's stall limit, not by this."""
+LOOK_S = 0.05
+"""Seconds between two looks of the agent at the orders it hands on, and at its ranks."""
+READ_BYTES = 1 << 16
+GRACE_S = 5
+"""Seconds that a rank has for ending on SIGTERM, for which it sets no handler, before the agent sends SIGKILL."""
+
+
+class Orders(Protocol):
+    """What the outside wants."""
+
+    @property
+    def stop(self) -> Stop | None: ...
+
+
+# --- what a rank knows of the others -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that share each batch. Every method but `share` is collective: all ranks call it, in the same order."""
+
+    rank: int
+    size: int
+    _side: dist.ProcessGroup | None = field(default=None, repr=False, compare=False)
+    """A gloo group for words between CPUs, apart from the gradients' own."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that speaks, writes and is told."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """This rank's part of `count` things: contiguous, in the order of ranks, sizes differing by one at most."""
+        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks, in place and returned. Any shape, on the ranks' device (on the CPU with gloo)."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def agree(self, value: int) -> int:
+        """The largest value that any rank came with. On the CPU: it waits for the other ranks, not for a device."""
+        if self.size == 1:
+            return value
+        word = torch.tensor([value])
+        dist.all_reduce(word, dist.ReduceOp.MAX, group=self._side)
+        return int(word[0])
+
+    def broadcast_(self, tensors: Iterable[Tensor]) -> None:
+        """Gives every rank the first one's values, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def barrier(self) -> None:
+        """Returns once every rank has come here."""
+        if self.size > 1:
+            dist.barrier(group=self._side)
+
+    def wrap(self, model: nn.Module, *, device: torch.device) -> nn.Module:
+        """The model, its gradients summed (not averaged) over the ranks in each backward pass; itself where this rank is alone.
+
+        Every rank's weights become the first one's. Buffers stay each rank's own: without synchronisation, running statistics are of
+        the rank's own slices, and those of the first rank are the run's. Score and save the wrapped module, not the wrapper.
+        """
+        if self.size == 1:
+            return model
+        wrapped = DistributedDataParallel(
+            model,
+            device_ids=None if device.type == "cpu" else [device],
+            broadcast_buffers=False,  # a broadcast a step for values that no training step reads
+            gradient_as_bucket_view=True,  # no second copy of the gradients
+            # otherwise the buckets are laid out anew after the first step, and with them the order of a sum over three or more ranks:
+            # a resumed run, whose first step is another, would have other bits
+            find_unused_parameters=True,
+        )
+        wrapped.register_comm_hook(None, _summed)
+        return wrapped
+
+    def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
+        """For all but the last micro-batch of a step: gradients stay here, to be summed over ranks with the last one's."""
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+    def convert_sync_bn(self, model: nn.Module, *, device: torch.device) -> nn.Module:
+        """The model with batch statistics over all ranks; the names in its state stay. To be called before `wrap`.
+
+        Raises ValueError on a CPU: torch has no kernels for it there.
+        """
+        if self.size == 1:
+            return model
+        if device.type == "cpu":
+            raise ValueError("model.sync_batch_norm=true: torch can do it on GPUs only; set it to false, or take norm group or none")
+        from timm.layers.norm_act import convert_sync_batchnorm  # knows timm's layers that carry an activation, and torch's own
+
+        converted: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        return converted
+
+
+ALONE = Ranks(0, 1)
+"""The one process of an ordinary run: every method returns at once."""
+
+
+def _summed(_: object, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    """Sums a bucket over ranks. DDP's own hook also divides by their number.
+
+    The loss is normalised by the whole batch's normaliser, so the sum is the gradient. Multiplying the loss by the number of ranks for
+    DDP to divide again would round twice where that is no power of two, and could overflow a scaled fp16 loss.
+    """
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    assert work is not None, "asked for asynchronously"
+    future: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
+    return future
+
+
+# --- the agent ---------------------------------------------------------------------------------------------------------------------
+
+Body = Callable[[TrainerConfig, Ranks, Emit, Orders], Done | Failure]
+
+
+def launch(config: TrainerConfig, *, body: Body, emit: Emit, orders: Orders) -> Done | Failure:
+    """Runs `body` in `config.ranks` forks of this process and returns how it ended, once all of them are gone.
+
+    body: gets the config of its rank (one device, a share of the cores and threads). What rank 0 emits reaches `emit`, from a thread of
+    this process; what `orders` say reaches rank 0 within LOOK_S. The end is returned, not emitted.
+    If a rank fails or dies, the others are ended and the first cause is returned. If this process dies, the kernel kills the ranks.
+    To be called from a thread that outlives the ranks, in a process that has touched neither CUDA nor a parallel region: a fork would
+    break. A SIGTERM ends the ranks, then this process.
+    """
+    board = _Switchboard(_Pipes(config.ranks), emit=emit, orders=orders)
+    agent = os.getpid()
+    fallback: ChildFailedError | None = None
+    with _own_signals(), board.listening(), TemporaryDirectory(prefix="powergrad-ranks-") as logs:
+        try:
+            elastic_launch(_launch_config(config, logs), _rank)(config, body, board.pipes, agent)
+        except ChildFailedError as error:
+            fallback = error
+    if board.broken is not None:
+        raise board.broken
+    return board.verdict(fallback)
+
+
+def _launch_config(config: TrainerConfig, logs: str) -> LaunchConfig:
+    rendezvous_handler_registry.register(_Loopback.NAME, _Loopback)
+    made = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=config.ranks,
+        logs_specs=DefaultLogsSpecs(log_dir=logs),
+        run_id=f"{config.run_id}-{config.attempt}",
+        role="rank",
+        rdzv_backend=_Loopback.NAME,
+        max_restarts=0,
+        monitor_interval=LOOK_S,
+        start_method="fork",  # milliseconds, and nothing to pickle; a spawned rank would import torch anew
+        local_addr=LOOPBACK,
+        signals_to_handle="SIGTERM",
+        shutdown_timeout=GRACE_S,
+        # without any, the launcher asks CUDA how many devices there are, and a process that has asked cannot be forked
+        numa_options=NumaOptions(affinity_mode=AffinityMode.NODE),
+    )
+    made.numa_options = None  # the cores were shared out by whoever made the config
+    return made
+
+
+class _Loopback(RendezvousHandler):
+    """A single node whose store listens on the loopback only, on a port bound here: the one that others make listens on every address."""
+
+    NAME = "powergrad-loopback"
+
+    def __init__(self, parameters: RendezvousParameters) -> None:
+        self._run_id = parameters.run_id
+        listening = socket.create_server((LOOPBACK, 0))
+        self._port: int = listening.getsockname()[1]
+        self._store = TCPStore(LOOPBACK, self._port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+        self._closed = False
+
+    @property
+    def use_agent_store(self) -> bool:
+        return True
+
+    def get_backend(self) -> str:
+        return self.NAME
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        where = RendezvousStoreInfo(LOOPBACK, self._port)
+        return RendezvousInfo(PrefixStore(self._run_id, self._store), rank=0, world_size=1, bootstrap_store_info=where)
+
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def set_closed(self) -> None:
+        self._closed = True
+
+    def num_nodes_waiting(self) -> int:
+        return 0
+
+    def get_run_id(self) -> str:
+        return self._run_id
+
+    def shutdown(self) -> bool:
+        self.set_closed()
+        return True
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Puts back the handler that the elastic agent replaces. A signal that it ended the ranks for then ends this process too."""
+    before = signal.getsignal(signal.SIGTERM)
+    with warnings.catch_warnings():
+        # the threads of this process hold no lock when it forks: they wait for pipes and clocks
+        warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+        try:
+            yield
+        except SignalException as error:
+            signal.signal(error.sigval, before)
+            os.kill(os.getpid(), error.sigval)
+            raise
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)
+
+
+class _Pipes:
+    """Two pipes a rank: what it says, what it is told. They are made before the ranks and inherited by all."""
+
+    def __init__(self, ranks: int) -> None:
+        self.said = [os.pipe() for _ in range(ranks)]
+        self.told = [os.pipe() for _ in range(ranks)]
+
+    def as_rank(self, rank: int) -> tuple[int, int]:
+        """Closes, in a rank, all ends but its own two: where it says, and where it is told. So each pipe ends with its other side."""
+        say, hear = self.said[rank][1], self.told[rank][0]
+        for fd in {fd for pair in (*self.said, *self.told) for fd in pair} - {say, hear}:
+            os.close(fd)
+        return say, hear
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a rank ended. cause: 0 by itself, 1 as others do when a rank is lost, 2 because the agent ended it."""
+
+    failure: Failure
+    cause: int
+
+
+class _Switchboard:
+    """The agent's side of the pipes: a thread that hears all ranks and hands orders on to the first."""
+
+    def __init__(self, pipes: _Pipes, *, emit: Emit, orders: Orders) -> None:
+        self.pipes = pipes
+        self.broken: BaseException | None = None
+        """What `emit` raised: nobody listens any more."""
+        self._emit, self._orders = emit, orders
+        self._size = len(pipes.said)
+        self._pids: dict[int, int] = {}
+        self._rests = [b""] * self._size
+        self._ended: set[int] = set()
+        self._done: Done | None = None
+        self._ends: list[_End] = []
+        self._told: Stop | None = None
+        self._open = {fd for pair in (*pipes.said, *pipes.told) for fd in pair}
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hears the ranks for the time of the block, and then what is left in their pipes."""
+        thread = threading.Thread(target=self._listen, name="ranks", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._close(*(write for _, write in self.pipes.said))  # a rank that never came to speak: let its pipe end
+            thread.join()
+            self._close(*self._open)
+
+    def verdict(self, fallback: ChildFailedError | None) -> Done | Failure:
+        """How the whole ended: by the first failure that no other one caused, or well."""
+        if self._ends:
+            return min(self._ends, key=lambda end: end.cause).failure
+        if fallback is not None:
+            rank, failure = fallback.get_first_failure()
+            return _died(rank, self._size, failure.exitcode)
+        assert self._done is not None, "the agent returned, so every rank has said its last word"
+        return self._done
+
+    def _close(self, *fds: int) -> None:
+        for fd in fds:
+            if fd in self._open:
+                self._open.discard(fd)
+                os.close(fd)
+
+    def _listen(self) -> None:
+        try:
+            with selectors.DefaultSelector() as selector:
+                for rank, (read, _) in enumerate(self.pipes.said):
+                    selector.register(read, selectors.EVENT_READ, rank)
+                while selector.get_map():
+                    for key, _ in selector.select(LOOK_S):
+                        if not self._hear(key.data):
+                            selector.unregister(key.fd)
+                    self._hand_on_orders()
+        except BaseException as error:  # noqa: BLE001 # raised again by `launch`
+            self.broken = error
+            self._close(*(write for _, write in self.pipes.told))  # ends the ranks, and so the agent
+
+    def _hear(self, rank: int) -> bool:
+        """Takes what the rank has said; False at its end."""
+        data = os.read(self.pipes.said[rank][0], READ_BYTES)
+        *lines, self._rests[rank] = (self._rests[rank] + data).split(b"\n")
+        for line in lines:
+            if rank not in self._pids:
+                self._pids[rank] = int(line)
+                if len(self._pids) == self._size:  # not earlier: a rank yet to be forked must not find another file under these numbers
+                    self._close(*(write for _, write in self.pipes.said), *(read for read, _ in self.pipes.told))
+            else:
+                self._take(rank, decode_message(line))
+        if not data and rank in self._pids and rank not in self._ended:
+            self._ends.append(_silent_end(rank, self._size, _exit_code(self._pids[rank])))
+        return bool(data)
+
+    def _take(self, rank: int, message: Message) -> None:
+        match message:
+            case Failure():
+                self._ended.add(rank)
+                self._ends.append(_End(message, cause=int(_follows(message))))
+            case Done():
+                self._ended.add(rank)
+                self._done = message if rank == 0 else self._done
+            case _:
+                self._emit(message)
+
+    def _hand_on_orders(self) -> None:
+        stop = self._orders.stop
+        if stop is not None and stop != self._told:
+            self._told = stop
+            with suppress(BrokenPipeError):
+                os.write(self.pipes.told[0][1], encode(Control(stop=stop)))
+
+
+def _exit_code(pid: int) -> int | None:
+    """The exit code of a child that is on its way out (negative: its signal), left for the agent to collect; None if that is done."""
+    with suppress(ChildProcessError, AttributeError):  # macOS has no waitid before Python 3.13
+        status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        if status is not None:
+            return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+    return None
+
+
+def _silent_end(rank: int, size: int, exit_code: int | None) -> _End:
+    return _End(_died(rank, size, exit_code), cause=2 if exit_code in (-signal.SIGTERM, ORPHANED) else 0)
+
+
+def _died(rank: int, size: int, exit_code: int | None) -> Failure:
+    if exit_code is None:
+        how = "without a word"
+    elif exit_code < 0:
+        how = f"by signal {signal.Signals(-exit_code).name}"
+    else:
+        how = f"with exit code {exit_code}"
+    hint = "the end of the log says more"
+    if exit_code == -signal.SIGKILL:
+        hint += "; the system kills so when memory runs out: lower data.batch_size or data.workers"
+    return Failure(code="crashed", detail=f"rank {rank} of {size} ended {how}", hint=hint, traceback="")
+
+
+_LOST_PEER = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "DistNetworkError")
+"""What a rank's errors say when another one has left."""
+
+
+def _follows(failure: Failure) -> bool:
+    return any(sign in failure.detail or sign in failure.traceback for sign in _LOST_PEER)
+
+
+# --- a rank ------------------------------------------------------------------------------------------------------------------------
+
+
+class _Told:
+    """The orders that have reached this rank."""
+
+    def __init__(self) -> None:
+        self.stop: Stop | None = None
+
+    def obey(self, hear: int) -> None:
+        """Reads orders until the agent is gone, and ends this process with it (the kernel does so first, on Linux)."""
+        with os.fdopen(hear, "rb") as lines:
+            for line in lines:
+                self.stop = decode_control(line).stop or self.stop
+        os._exit(ORPHANED)
+
+
+def _rank(config: TrainerConfig, body: Body, pipes: _Pipes, agent: int) -> None:
+    """The body of a rank's process: the elastic agent has forked it and set its environment."""
+    die_with_parent(agent)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the agent's handler came along, and would not run inside a collective
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the agent decides
+    rank = int(os.environ["RANK"])
+    say, hear = pipes.as_rank(rank)
+    _write(say, b"%d\n" % os.getpid())
+    own = _config_of(config, rank)
+    _settle(own, rank)
+    told = _Told()
+    threading.Thread(target=told.obey, args=(hear,), name="orders", daemon=True).start()
+
+    def emit(message: Message) -> None:
+        if rank == 0:
+            _write(say, encode(message))
+
+    try:
+        ranks = _join(own)
+        end = body(own, ranks, emit, told)
+    except BaseException as error:  # noqa: BLE001 # its last word, whatever it is
+        end = _failure_of(error)
+    _write(say, encode(end))
+    if isinstance(end, Failure):
+        _leave(1)  # before the group is taken down: this word must come before those of the ranks that lose this one
+    ranks.barrier()
+    dist.destroy_process_group()
+
+
+def _config_of(config: TrainerConfig, rank: int) -> TrainerConfig:
+    """One device, a share of the cores (all distinct where there are enough) and of the threads."""
+    size, cpus = config.ranks, config.cpus
+    if len(cpus) >= size:
+        cpus = cpus[Ranks(rank, size).share(len(cpus))]
+    elif cpus:
+        cpus = [cpus[rank % len(cpus)]]
+    device = f"cuda:{rank}" if config.device.startswith("cuda") else config.device
+    return config.model_copy(update={"device": device, "cpus": cpus, "cpu_threads": max(1, config.cpu_threads // size)})
+
+
+def _settle(config: TrainerConfig, rank: int) -> None:
+    if config.cpus and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, config.cpus)  # before any thread is made: they inherit it
+    torch.set_num_threads(config.cpu_threads)
+    if rank != 0:
+        logging.getLogger().setLevel(logging.WARNING)  # the first one's log is the run's
+    with suppress(ImportError):
+        import setproctitle
+
+        setproctitle.setproctitle(f"{setproctitle.getproctitle()} rank {rank}")
+
+
+def _join(config: TrainerConfig) -> Ranks:
+    """Meets the other ranks. Reads the environment that the elastic agent has made."""
+    device = torch.device(config.device)
+    interface = "lo0" if sys.platform == "darwin" else "lo"
+    os.environ.update(GLOO_SOCKET_IFNAME=interface, NCCL_SOCKET_IFNAME=interface)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", timeout=LONGEST_WAIT, device_id=device)
+    else:
+        dist.init_process_group("gloo", timeout=LONGEST_WAIT)
+    side = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    assert isinstance(side, dist.ProcessGroup), "this rank is one of its members"
+    return Ranks(dist.get_rank(), dist.get_world_size(), side)
+
+
+def _failure_of(error: BaseException) -> Failure:
+    from powergrad.trainer import failure_of  # which launches, and so imports, this module
+
+    return failure_of(error)
+
+
+def _write(fd: int, line: bytes) -> None:
+    while line:
+        line = line[os.write(fd, line) :]
+
+
+def _leave(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
