@@ -27,7 +27,7 @@ from torch import Tensor
 from powergrad import __version__
 
 FORMAT = 1
-MODEL, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
+MODEL, AVERAGE, STATE, MANIFEST = "model.safetensors", "ema.safetensors", "state.pt", "manifest.json"
 UNFINISHED = ".unfinished-"
 SPARE_BYTES = 2**20  # manifest, file names and directory blocks
 
@@ -105,6 +105,8 @@ class Loaded:
     weights: dict[str, Tensor]
     state: dict[str, Any]
     manifest: Manifest
+    ema: dict[str, Tensor] | None
+    """The averaged weights, where the run keeps them."""
 
 
 def checkpoint_id(step: int) -> str:
@@ -122,22 +124,32 @@ def attempt_dir(run_dir: Path, attempt: int) -> Path:
     return run_dir / "checkpoints" / f"a{attempt}"
 
 
-def publish(run_dir: Path, *, attempt: int, step: int, epoch: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> Published:
+def publish(
+    run_dir: Path,
+    *,
+    attempt: int,
+    step: int,
+    epoch: int,
+    weights: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    ema: Mapping[str, Tensor] | None = None,
+) -> Published:
     """Writes a checkpoint, or returns the one that is there already with the same weights.
 
-    weights: the model's state_dict, on any device.  state: tensors, numbers, strings, lists and dicts only (`torch.load` reads it back
+    weights: the model's state_dict, on any device; ema: their average's.  state: tensors, numbers, strings, lists and dicts only (`torch.load` reads it back
     with weights_only=True).  Raises StorageFull, CheckpointExists, OSError.
     """
+    tensors = {MODEL: weights} | ({} if ema is None else {AVERAGE: ema})
     parent = attempt_dir(run_dir, attempt)
     final = run_dir / relative_path(attempt=attempt, step=step)
     with _storage_errors(parent):
         _make_durable_dirs(parent)
-        _demand_room(parent, weights, state)
+        _demand_room(parent, weights, ema or {}, state)
         unfinished = parent / f"{UNFINISHED}{final.name}"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         try:
-            manifest = _write(unfinished, attempt=attempt, step=step, epoch=epoch, weights=weights, state=state)
+            manifest = _write(unfinished, attempt=attempt, step=step, epoch=epoch, tensors=tensors, state=state)
             if not _is_there(final, manifest):
                 os.rename(unfinished, final)
                 _sync_dir(parent)
@@ -172,7 +184,8 @@ def load(path: Path) -> Loaded:
     manifest = read_manifest(path)
     try:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
-        return Loaded(load_file(path / MODEL), state, manifest)
+        ema = load_file(path / AVERAGE) if AVERAGE in manifest.files else None
+        return Loaded(load_file(path / MODEL), state, manifest, ema)
     except Exception as error:  # safetensors and torch raise their own kinds, undocumented, for broken files
         raise CheckpointBroken(f"{path}: cannot be read ({error})") from error
 
@@ -196,10 +209,13 @@ def discard_unfinished(run_dir: Path, *, attempt: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _write(directory: Path, *, attempt: int, step: int, epoch: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> Manifest:
-    with _flushed(directory / MODEL) as file:
-        # contiguous: the layout in memory (channels last, say) is no property of the weights
-        file.write(save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
+def _write(
+    directory: Path, *, attempt: int, step: int, epoch: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+) -> Manifest:
+    for name, weights in tensors.items():
+        with _flushed(directory / name) as file:
+            # contiguous: the layout in memory (channels last, say) is no property of the weights
+            file.write(save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}))
     with _flushed(directory / STATE) as file:
         torch.save(dict(state), file)
     manifest = Manifest(
@@ -209,7 +225,7 @@ def _write(directory: Path, *, attempt: int, step: int, epoch: int, weights: Map
         attempt=attempt,
         torch=torch.__version__,
         powergrad=__version__,
-        files={name: _digest(directory / name) for name in (MODEL, STATE)},
+        files={name: _digest(directory / name) for name in (*tensors, STATE)},
     )
     with _flushed(directory / MANIFEST) as file:
         file.write((json.dumps(manifest.model_dump(), indent=1) + "\n").encode())
@@ -258,8 +274,8 @@ def _make_durable_dirs(path: Path) -> None:
     _sync_dir(path.parent)
 
 
-def _demand_room(directory: Path, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    needed = _bytes_of(weights) + _bytes_of(state) + SPARE_BYTES
+def _demand_room(directory: Path, *contents: Mapping[str, Any]) -> None:
+    needed = sum(map(_bytes_of, contents)) + SPARE_BYTES
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise StorageFull(f"{directory}: {free:,} bytes free, a checkpoint needs {needed:,}: delete old runs or lower checkpoint.keep_last")

@@ -11,11 +11,11 @@ AGC_EPS = 1e-3  # Brock et al. 2021, arXiv 2102.06171, section 4.1: lets weights
 SMALLEST_NORM = 1e-6  # keeps a zero gradient from dividing by zero
 
 
-def clip_gradients(model: nn.Module, spec: ClipSpec, *, classifier: str = "fc") -> Tensor | None:
+def clip_gradients(model: nn.Module, spec: ClipSpec, *, classifiers: tuple[str, ...] = ("fc",)) -> Tensor | None:
     """Clip the gradients in place. Returns the global L2 norm found before `norm` clipping, on their device; None for the other modes.
 
-    agc bounds each unit's gradient norm by spec.value times its weight norm (arXiv 2102.06171, equation 3), the classifier, whose dotted
-    name is given, left out as Brock et al. do. Bit for bit timm's `adaptive_clip_grad`.
+    agc bounds each unit's gradient norm by spec.value times its weight norm (arXiv 2102.06171, equation 3), the classifiers, whose dotted
+    names are given, left out as Brock et al. do. Bit for bit timm's `adaptive_clip_grad`.
     """
     match spec.mode:
         case "norm":
@@ -23,8 +23,9 @@ def clip_gradients(model: nn.Module, spec: ClipSpec, *, classifier: str = "fc") 
         case "value":
             torch.nn.utils.clip_grad_value_(model.parameters(), spec.value)
         case "agc":
+            excluded = tuple(f"{name}." for name in classifiers)
             for name, parameter in model.named_parameters():
-                if not name.startswith(f"{classifier}."):
+                if not name.startswith(excluded):
                     _clip_to_weight_(parameter, spec.value)
     return None
 

@@ -60,6 +60,10 @@ class Orders(Protocol):
     def stop(self) -> Stop | None: ...
 
 
+class FirstRankFailed(OSError):
+    """What the first rank was to do alone did not succeed."""
+
+
 # --- what a rank knows of the others -----------------------------------------------------------------------------------------------
 
 
@@ -106,6 +110,20 @@ class Ranks:
         if self.size > 1:
             dist.barrier(group=self._side)
 
+    @contextmanager
+    def first_succeeds(self) -> Iterator[bool]:
+        """A block of which the first rank alone does the work, and knows it by True. If it fails there, the block raises on every rank.
+
+        Raises what the first rank's block raises there, FirstRankFailed (an OSError, for what is done so is writing) on the others.
+        """
+        try:
+            yield self.is_first
+        except Exception:
+            self.agree(1)
+            raise
+        if self.agree(0):
+            raise FirstRankFailed("the first rank could not do it; its own error says why")
+
     def wrap(self, model: nn.Module, *, device: torch.device) -> nn.Module:
         """The model, its gradients summed (not averaged) over the ranks in each backward pass; itself where this rank is alone.
 
@@ -130,14 +148,14 @@ class Ranks:
         """For all but the last micro-batch of a step: gradients stay here, to be summed over ranks with the last one's."""
         return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
-    def convert_sync_bn(self, model: nn.Module, *, device: torch.device) -> nn.Module:
-        """The model with batch statistics over all ranks; the names in its state stay. To be called before `wrap`.
+    def convert_sync_bn(self, model: nn.Module) -> nn.Module:
+        """The model, on its device already, with batch statistics over all ranks; the names in its state stay. Goes before `wrap`.
 
         Raises ValueError on a CPU: torch has no kernels for it there.
         """
         if self.size == 1:
             return model
-        if device.type == "cpu":
+        if any(parameter.device.type == "cpu" for parameter in model.parameters()):
             raise ValueError("model.sync_batch_norm=true: torch can do it on GPUs only; set it to false, or take norm group or none")
         from timm.layers.norm_act import convert_sync_batchnorm  # knows timm's layers that carry an activation, and torch's own
 

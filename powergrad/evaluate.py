@@ -11,14 +11,12 @@ from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.metric import Metric
 
-from powergrad.data import Batch
-
 TOP_K = 5
 
 
 def evaluate(
     model: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[tuple[Tensor, Tensor]],
     *,
     split: str,
     classes: int,

@@ -14,15 +14,17 @@ from powergrad.spec import AdamWSpec, LionSpec, MuonSpec, OptimizerSpec, SGDSpec
 FUSED_DEVICES = ("cpu", "cuda")
 
 
-def build_optimizer(model: nn.Module, spec: OptimizerSpec, *, device: torch.device | str, classifier: str = "fc") -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, spec: OptimizerSpec, *, device: torch.device | str, classifiers: tuple[str, ...] = ("fc",)
+) -> torch.optim.Optimizer:
     """The optimizer over every parameter that is trained, which is on `device`, the `lr` of each group the peak rate.
 
     Weight decay falls on all of them, biases and normalisation included, as in the recipe of arXiv 2111.12495, section 4, unless
-    `decay_norm_and_bias` is false.  classifier: dotted name of the last layer, which Muon leaves to AdamW, as it does vectors
-    (arXiv 2502.16982, section 2.2).
+    `decay_norm_and_bias` is false.  classifiers: dotted names of the last layers, which Muon leaves to AdamW, as it does
+    vectors (arXiv 2502.16982, section 2.2).
     """
     fused = True if torch.device(device).type in FUSED_DEVICES else None
-    groups = _groups(model, spec, apart=classifier if isinstance(spec, MuonSpec) else None)
+    groups = _groups(model, spec, apart=classifiers if isinstance(spec, MuonSpec) else ())
     match spec:
         case SGDSpec():
             return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov, fused=fused)
@@ -39,13 +41,14 @@ def build_optimizer(model: nn.Module, spec: OptimizerSpec, *, device: torch.devi
             return Muon(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov, fallback_lr_scale=scale)
 
 
-def _groups(model: nn.Module, spec: OptimizerSpec, *, apart: str | None) -> list[dict[str, Any]]:
-    """Parameters by their weight decay and, where `apart` names a module, by whether they are its own; in the model's order."""
+def _groups(model: nn.Module, spec: OptimizerSpec, *, apart: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Parameters by their weight decay and by whether they belong to a module that `apart` names; in the model's order."""
+    prefixes = tuple(f"{name}." for name in apart)
     groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = spec.weight_decay if spec.decay_norm_and_bias or parameter.dim() > 1 else 0.0
-            is_apart = apart is not None and name.startswith(f"{apart}.")
+            is_apart = name.startswith(prefixes)
             groups.setdefault((decay, is_apart), []).append(parameter)
     fallback = {"use_fallback": True}
     return [{"params": members, "weight_decay": decay} | (fallback if is_apart else {}) for (decay, is_apart), members in groups.items()]

@@ -211,6 +211,14 @@ class GlyphsData(_Data):
     difficulty: float = Field(default=0.5, ge=0.0, le=1.0)
     """How far the images are from clean print; 1 is very hard."""
 
+    @model_validator(mode="after")
+    def _images_fit_in_memory(self) -> Self:
+        images, size = self.classes * (self.train_per_class + self.val_per_class), self.image_size or 24
+        if images * size * size > 8 * 2**30:
+            rule = f"{images:,} images of {size} px are more than 8 GiB: lower classes, train_per_class or image_size"
+            refuse(self, [Broken("train_per_class", "out_of_range", rule)])
+        return self
+
 
 class TorchvisionData(_HeldOut):
     dataset: Literal[TORCHVISION_DATASETS]  # type: ignore[valid-type]

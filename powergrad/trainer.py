@@ -18,20 +18,26 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
-from powergrad import checkpoint, determinism
-from powergrad.checkpoint import CheckpointError, StorageFull
+from powergrad import checkpoint, determinism, products
+from powergrad.checkpoint import CheckpointBroken, CheckpointError, StorageFull
 from powergrad.data import Data, DataMissing, DataUnreadable, open_data
-from powergrad.engine import Diverged, Emit, Orders, PrecisionUnsupported, Progress, Run, choose_precision, computes_in_bf16, resume, train
+from powergrad.distributed import ALONE, Ranks
+from powergrad.ema import Ema
+from powergrad.engine import Emit, Orders, PrecisionUnsupported, Run, choose_precision, computes_in_bf16, resume, train
 from powergrad.loss import power_grad_cross_entropy
-from powergrad.models import build_model
+from powergrad.models import PretrainedMissing, build_model, classifiers_of, load_weights, preprocessing
 from powergrad.optim import build_optimizer
 from powergrad.process import DEADLINE_PASSED, ORPHANED
+from powergrad.progress import Diverged, Progress
 from powergrad.protocol import (
+    ArtifactWritten,
     CheckpointFailed,
     CheckpointSkipped,
     CheckpointWritten,
@@ -40,17 +46,22 @@ from powergrad.protocol import (
     Evaluation,
     Failure,
     FailureCode,
+    InitialWeights,
     Message,
     Note,
     Phase,
     Plan,
     ResumePoint,
+    RolledBack,
     Step,
     TrainerConfig,
     boottime_s,
     decode_control,
     encode,
 )
+from powergrad.schedule import alpha_at
+from powergrad.spec import TrainSpec
+from powergrad.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +73,14 @@ PRELOAD = [
     "powergrad.preload",
 ]
 """Modules that a template process imports so that its forks need not: all that a run would otherwise import on its way to the first step."""
+
+
+WEIGHTS = "weights"
+"""Folder of pretrained weights below the data root."""
+
+
+class SpecUnfit(ValueError):
+    """The spec does not fit what the data turned out to be."""
 
 
 class StandingOrders:
@@ -90,7 +109,7 @@ def run(config: TrainerConfig, *, emit: Emit, orders: Orders) -> Done | Failure:
     say(Phase(name="starting"))
     try:
         with determinism.settings(deterministic=config.spec.deterministic, threads=config.cpu_threads), determinism.watched(statistical):
-            end: Done | Failure = _train(config, emit=say, orders=orders)
+            end: Done | Failure = _train(config, ALONE, emit=say, orders=orders)
     except Exception as error:  # noqa: BLE001 # this is where every error becomes a word of the protocol
         end = failure_of(error)
     if isinstance(end, Done):
@@ -99,16 +118,22 @@ def run(config: TrainerConfig, *, emit: Emit, orders: Orders) -> Done | Failure:
     return end
 
 
-def _train(config: TrainerConfig, *, emit: Emit, orders: Orders) -> Done:
+def _train(config: TrainerConfig, ranks: Ranks, *, emit: Emit, orders: Orders) -> Done:
     device = torch.device(config.device)
     checkpoint.discard_unfinished(Path(config.run_dir), attempt=config.attempt)
-    attempt = _set_up(config, device, emit=emit)
+    attempt = _set_up(config, device, ranks, emit=emit)
     progress, point = resume(attempt, config.resume, emit=emit)
+    attempt = _with_telemetry(attempt, progress)
     emit(_plan(config, attempt, progress, point))
-    return Done(outcome=train(attempt, progress, emit=emit, orders=orders))
+    if ranks.is_first:
+        products.describe(attempt, emit=emit)
+    outcome = train(attempt, progress, emit=emit, orders=orders)
+    if outcome == "succeeded" and ranks.is_first:
+        products.finish(attempt, progress, emit=emit)
+    return Done(outcome=outcome, detail=progress.ended_early if outcome == "succeeded" else "")
 
 
-def _set_up(config: TrainerConfig, device: torch.device, *, emit: Emit) -> Run:
+def _set_up(config: TrainerConfig, device: torch.device, ranks: Ranks, *, emit: Emit) -> Run:
     spec = config.spec
     precision = choose_precision(spec.precision, device)
     if precision == "bf16" and not computes_in_bf16(device):
@@ -117,15 +142,15 @@ def _set_up(config: TrainerConfig, device: torch.device, *, emit: Emit) -> Run:
 
     emit(Phase(name="loading_data"))
     data = open_data(spec.data, data_root=Path(config.data_root), seed=spec.seed, device=device, beat=_beat(emit))
-    batch_size = min(spec.data.batch_size, len(data.train))
-    if batch_size < spec.data.batch_size:
-        emit(Note(detail=f"batch_size={spec.data.batch_size}: the training split has {len(data.train)} images, all of them are one batch"))
+    if spec.model.pretrained:
+        data = _normalised_as_pretrained(data, spec.model.name)
+    batch_size = _batch_size(spec, len(data.train), ranks, emit=emit)
 
     emit(Phase(name="building_model"))
-    model = build_model(
-        spec.model.name, num_classes=len(data.class_names), image_size=data.image_size, norm=spec.model.norm, generator_seed=spec.seed
-    )
-    model = model.to(device).to(memory_format=torch.channels_last)
+    model = _network(config, data, device, emit=emit)
+    if spec.model.sync_batch_norm:
+        model = _with_shared_statistics(model, ranks)
+    classifiers = classifiers_of(model)
     return Run(
         spec=spec,
         attempt=config.attempt,
@@ -134,10 +159,100 @@ def _set_up(config: TrainerConfig, device: torch.device, *, emit: Emit) -> Run:
         precision=precision,
         data=data,
         model=model,
-        optimizer=build_optimizer(model, spec.optimizer, device=device),
+        optimizer=build_optimizer(model, spec.optimizer, device=device, classifiers=classifiers),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         batch_size=batch_size,
+        classifiers=classifiers,
+        class_weights=_class_weights(spec, data),
+        ema=None if spec.ema is None else Ema(model, spec.ema),
+        ranks=ranks,
+        net=None if ranks.size == 1 else ranks.wrap(model, device=device),
     )
+
+
+def _network(config: TrainerConfig, data: Data, device: torch.device, *, emit: Emit) -> nn.Module:
+    """Raises SpecUnfit, PretrainedMissing, DataMissing (for the checkpoint to start from)."""
+    wanted = config.spec.model
+    try:
+        model = build_model(
+            wanted.name,
+            num_classes=len(data.class_names),
+            image_size=data.image_size,
+            norm=wanted.norm,
+            generator_seed=config.spec.seed,
+            pretrained=wanted.pretrained,
+            weights_dir=Path(config.data_root) / WEIGHTS,
+        )
+        fresh = () if config.init_from is None else _load_initial(model, config.init_from)
+    except ValueError as error:
+        raise SpecUnfit(str(error)) from error
+    if fresh:
+        emit(Note(detail=f"model.init_from: the classifier has another size and starts fresh ({', '.join(fresh)})"))
+    return model.to(device).to(memory_format=torch.channels_last)
+
+
+def _with_shared_statistics(model: nn.Module, ranks: Ranks) -> nn.Module:
+    try:
+        return ranks.convert_sync_bn(model)
+    except ValueError as error:
+        raise SpecUnfit(str(error)) from error
+
+
+def _load_initial(model: nn.Module, weights: InitialWeights) -> tuple[str, ...]:
+    """Names of the tensors that it did not give."""
+    path = Path(weights.path)
+    try:
+        checkpoint.verify(path.parent, sha256=weights.sha256)
+    except CheckpointBroken as error:
+        raise DataMissing(f"model.init_from: the checkpoint is gone or changed: {error}") from error
+    return load_weights(model, path).fresh
+
+
+def _normalised_as_pretrained(data: Data, model_name: str) -> Data:
+    """The data, normalised as the published weights expect it."""
+    mean, std = (255 * torch.tensor(values, device=data.mean.device)[None, :, None, None] for values in preprocessing(model_name))
+    return replace(data, mean=mean, std=std)
+
+
+def _batch_size(spec: TrainSpec, images: int, ranks: Ranks, *, emit: Emit) -> int:
+    """Images of one step: what was asked for, or as many as there are, shared out evenly. Raises SpecUnfit."""
+    wanted, shares = spec.data.batch_size, spec.accumulate * ranks.size
+    batch_size = min(wanted, images) // shares * shares
+    if batch_size == 0:
+        raise SpecUnfit(
+            f"data.batch_size={wanted}: {min(wanted, images)} images cannot be shared out to {shares} parts (accumulate × GPUs)"
+        )
+    if batch_size < wanted:
+        emit(Note(detail=f"batch_size={wanted}: {batch_size} is used; there are {images} training images and {shares} part(s)"))
+    return batch_size
+
+
+def _class_weights(spec: TrainSpec, data: Data) -> torch.Tensor | None:
+    """(C,) on the device; balanced is n / (C n_c), so that the mean weight of an image is 1. Raises SpecUnfit."""
+    asked, classes, labels = spec.loss.class_weights, len(data.class_names), data.train.labels
+    if asked is None:
+        return None
+    if asked == "balanced":
+        return len(labels) / (classes * torch.bincount(labels, minlength=classes).clamp(min=1).float())
+    if len(asked) != classes:
+        raise SpecUnfit(f"loss.class_weights has {len(asked)} entries: the data set has {classes} classes, one weight each")
+    return torch.tensor(asked, device=labels.device)
+
+
+def _with_telemetry(attempt: Run, progress: Progress) -> Run:
+    if attempt.spec.telemetry is None or not attempt.ranks.is_first:
+        return attempt
+    telemetry = Telemetry(
+        attempt.model,
+        spec=attempt.spec.telemetry,
+        classifier=attempt.classifiers[0],
+        run_dir=attempt.run_dir,
+        attempt=attempt.attempt,
+        resumed_step=progress.step,
+        epochs=attempt.spec.epochs,
+        device=attempt.device,
+    )
+    return replace(attempt, telemetry=telemetry)
 
 
 def _plan(config: TrainerConfig, attempt: Run, progress: Progress, point: ResumePoint | None) -> Plan:
@@ -155,6 +270,7 @@ def _plan(config: TrainerConfig, attempt: Run, progress: Progress, point: Resume
         precision=attempt.precision,
         device=str(attempt.device),
         cpu_threads=config.cpu_threads,
+        ranks=attempt.ranks.size,
         determinism=kind,
         determinism_reason=reason,
         resumed_from=None if point is None else point.id,
@@ -181,7 +297,7 @@ def _ops_without_deterministic_form(attempt: Run) -> list[str]:
         with attempt.autocast():
             logits = model(images)
         target = torch.zeros(2, dtype=torch.int64, device=attempt.device)
-        power_grad_cross_entropy(logits.float(), target, alpha=attempt.spec.loss.alpha).backward()  # type: ignore[no-untyped-call]
+        power_grad_cross_entropy(logits.float(), target, alpha=alpha_at(0, spec=attempt.spec, steps_per_epoch=1)).backward()  # type: ignore[no-untyped-call]
     return found
 
 
@@ -232,7 +348,7 @@ def _classified(error: BaseException) -> tuple[FailureCode, str]:
                 "lower optimizer.lr, lengthen schedule.warmup_epochs, or set clip; without normalisation layers try all three",
             )
         case DataMissing():
-            return "data_missing", "put the data where the message says, or correct data.dataset and data.path"
+            return "data_missing", "put the data where the message says, or correct the field that it names"
         case DataUnreadable():
             return "data_unreadable", "replace or remove the file that the message names"
         case StorageFull():
@@ -245,6 +361,10 @@ def _classified(error: BaseException) -> tuple[FailureCode, str]:
             return "device_lost", "the GPU is gone or unhealthy: look at its driver's log; the run can go on elsewhere"
         case PrecisionUnsupported():
             return "crashed", "set precision to auto, bf16 or fp32"
+        case SpecUnfit():
+            return "crashed", "correct the field that the message names"
+        case PretrainedMissing():
+            return "data_missing", "put the weights where the message says, or set model.pretrained to false"
         case _:
             return "crashed", "the traceback says where"
 
@@ -353,10 +473,12 @@ def _line(message: Message) -> str | None:
             return f"checkpoint {message.path} skipped: {message.detail}"
         case CheckpointFailed():
             return f"checkpoint at step {message.step} failed: {message.detail}"
-        case Note():
+        case RolledBack() | Note():
             return message.detail
+        case ArtifactWritten():
+            return f"{message.path}, {message.bytes:,} bytes"
         case Done():
-            return message.outcome
+            return f"{message.outcome} {message.detail}".strip()
         case Failure():
             return f"failed ({message.code}): {message.detail}\n{message.traceback}{message.hint}"
         case _:

@@ -20,9 +20,10 @@ import torch
 from powergrad import checkpoint, trainer
 from powergrad.checkpoint import CheckpointBroken, StorageFull
 from powergrad.data import DataMissing, DataUnreadable
-from powergrad.engine import Diverged
 from powergrad.process import DEADLINE_PASSED, ORPHANED, die_with_parent
+from powergrad.progress import Diverged
 from powergrad.protocol import (
+    ArtifactWritten,
     CheckpointSkipped,
     CheckpointWritten,
     Control,
@@ -78,8 +79,11 @@ def test_a_run_tells_its_story_in_order(tmp_path: Path) -> None:
     messages = heard(config(tmp_path))
     kinds = [f"{m.type}:{m.name}" if isinstance(m, Phase) else m.type for m in messages]
     epoch = ["step"] * 4 + ["phase:evaluating", "evaluation", "phase:checkpointing", "checkpoint"]
-    start = ["phase:starting", "phase:loading_data", "phase:building_model", "plan", "phase:training"]
-    assert kinds == [*start, *epoch, *epoch, "phase:finished", "done"]
+    start = ["phase:starting", "phase:loading_data", "phase:building_model", "plan", "artifact", "artifact", "phase:training"]
+    end = ["phase:exporting", "artifact", "artifact", "artifact", "phase:finished", "done"]
+    assert kinds == [*start, *epoch, *epoch, *end]
+    names = ["labels.json", "preprocessing.json", "confusion.json", "per_class.csv", "mistakes.json"]
+    assert [artifact.name for artifact in of(ArtifactWritten, messages)] == names
     plan = of(Plan, messages)[0]
     assert (plan.steps, plan.steps_per_epoch, plan.train_images, plan.val_images, plan.classes) == (8, 4, 18, 6, 3)
     assert (plan.determinism, plan.resumed_from, plan.device, plan.precision) == ("bitwise", None, "cpu", "fp32")

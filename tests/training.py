@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from powergrad.data import open_data
+from powergrad.ema import Ema
 from powergrad.engine import Orders, Outcome, Run, resume, train
 from powergrad.optim import build_optimizer
 from powergrad.protocol import CheckpointWritten, Evaluation, Message, ResumePoint, Step
@@ -61,9 +62,11 @@ def make_run(
         precision="bf16" if train_spec.precision == "bf16" else "fp32",
         data=data,
         model=model,
-        optimizer=build_optimizer(model, train_spec.optimizer, device=CPU),
+        optimizer=build_optimizer(model, train_spec.optimizer, device=CPU, classifiers=("6",)),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         batch_size=min(train_spec.data.batch_size, len(data.train)),
+        classifiers=("6",),
+        ema=None if train_spec.ema is None else Ema(model, train_spec.ema),
     )
 
 

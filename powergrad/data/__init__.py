@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from powergrad.data.augment import Augmentation, normalised, standard
+from powergrad.data.augment import Augmentation, Erasing, FileCrop, ResizedCrop, build, build_erasing, normalised
 from powergrad.data.catalogue import DATASETS, DatasetInfo, describe_datasets, info_of
 from powergrad.data.errors import DataError, DataMissing, DataUnreadable
 from powergrad.data.folders import class_folders, imagenet
+from powergrad.data.glyphs import glyphs
 from powergrad.data.images import Beat, Encoded, FileImages, Parts, Pixels, ResidentImages, Split, made_resident
 from powergrad.data.known import digits, torchvision_set
+from powergrad.data.mixing import Mixing, build_mixing
 from powergrad.data.split import with_validation
-from powergrad.spec import ClassFolderData, DataSpec, DigitsData, ImageNetData, TorchvisionData
+from powergrad.spec import AugmentSpec, ClassFolderData, DataSpec, DigitsData, GlyphsData, ImageNetData, TorchvisionData
 
 __all__ = [
     "DATASETS",
@@ -35,8 +37,26 @@ __all__ = [
 RESIDENT_BYTES = 2 * 2**30
 """Class folders that decode to no more than this are decoded once and kept on the device."""
 
-Batch = tuple[Tensor, Tensor]
-"""Images (B, 3, S, S) float32, normalised, channels last, and labels (B,) int64, on the device."""
+AUGMENTATIONS = {
+    "none": AugmentSpec(crop="none", flip=False),
+    "standard": AugmentSpec(crop="pad"),
+    "imagenet": AugmentSpec(crop="resized"),
+}
+"""What the names stand for."""
+
+Part = tuple[Tensor, Tensor, Tensor]
+"""Images (b, 3, S, S) float32, normalised, channels last; targets, (b,) int64 classes or (b, C) float32 probabilities where images are
+mixed; and the images' own classes (b,). On the device."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step is taken on: this rank's parts of it, to be computed one after the other."""
+
+    labels: Tensor
+    """(B,) int64, of all parts of all ranks."""
+    parts: tuple[Part, ...]
+    is_mixed: bool
 
 
 @dataclass(frozen=True)
@@ -50,23 +70,49 @@ class Data:
     test: Split | None
     """None where the data set brings none."""
     augmentation: Augmentation | None
+    """Of uint8 images."""
     mean: Tensor
     std: Tensor
     """(1, 1 or 3, 1, 1) float32, of pixels in [0, 255]."""
     seed: int
+    crop: FileCrop | None = None
+    """Taken from an encoded image's original pixels."""
+    erasing: Erasing | None = None
+    mixing: Mixing | None = None
 
-    def train_batches(self, *, epoch: int, batch_size: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from number `first` on, all of `batch_size` (what is left over waits for another epoch's order)."""
+    def train_batches(
+        self, *, epoch: int, batch_size: int, first: int = 0, parts: int = 1, rank: int = 0, ranks: int = 1
+    ) -> Iterator[Batch]:
+        """The batches of one epoch from number `first` on, all of `batch_size` (what is left over waits for another epoch's order).
+
+        Of each batch this rank's share, in `parts`; their product with `ranks` divides batch_size. An image and what becomes of it are
+        the same however the batch is shared out.
+        """
         order = self.train.order(len(self.train), seed=self.seed, epoch=epoch, device=self.train.labels.device)
-        whole = len(order) - len(order) % batch_size
-        index = order[first * batch_size : whole]
-        for chunk, pixels in zip(torch.split(index, batch_size), self.train.images.batches(index, batch_size), strict=True):
-            augmented = pixels if self.augmentation is None else self.augmentation(pixels, chunk, epoch=epoch)
-            yield normalised(augmented, mean=self.mean, std=self.std), self.train.labels[chunk]
+        whole = order[: len(order) - len(order) % batch_size].view(-1, batch_size)[first:]  # (batches, B)
+        places = torch.arange(batch_size, device=order.device).view(parts, ranks, -1)[:, rank]  # (parts, b)
+        if self.mixing is not None:  # each part with the image after its last
+            places = torch.cat((places, (places[:, -1:] + 1) % batch_size), dim=1)
+        index = whole[:, places].flatten()
+        pixels = self.train.images.batches(index, places.shape[1], epoch=epoch, crop=self.crop)
+        for members in whole:
+            mine = tuple(self._part(next(pixels), members[at], epoch=epoch) for at in places)
+            yield Batch(self.train.labels[members], mine, is_mixed=self.mixing is not None)
 
-    def held_out_batches(self, split: Split, *, batch_size: int) -> Iterator[Batch]:
-        """All images of a split in order, as they are; the last batch may be smaller."""
-        index = torch.arange(len(split), device=split.labels.device)
+    def _part(self, pixels: Tensor, index: Tensor, *, epoch: int) -> Part:
+        if self.augmentation is not None:
+            pixels = self.augmentation(pixels, index, epoch=epoch)
+        images, labels = normalised(pixels, mean=self.mean, std=self.std), self.train.labels[index]
+        if self.erasing is not None:
+            images = self.erasing(images, index, epoch=epoch)
+        if self.mixing is None:
+            return images, labels, labels
+        mixed, targets = self.mixing(images, labels, index, epoch=epoch)
+        return mixed.contiguous(memory_format=torch.channels_last), targets, labels[:-1]
+
+    def held_out_batches(self, split: Split, *, batch_size: int, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and labels of this rank's share of a split, in order, as they are; the last batch may be smaller."""
+        index = torch.arange(rank, len(split), ranks, device=split.labels.device)
         for chunk, pixels in zip(torch.split(index, batch_size), split.images.batches(index, batch_size), strict=True):
             yield normalised(pixels, mean=self.mean, std=self.std), split.labels[chunk]
 
@@ -87,26 +133,49 @@ def open_data(
     """
     info = info_of(spec.dataset)
     size = spec.image_size or info.image_size
-    parts = _parts(spec, size=size, data_root=data_root)
+    parts = _parts(spec, size=size, data_root=data_root, device=device, beat=beat)
+    settings = _settings(spec, info)
+    augmentation, crop = build(settings, size=size, seed=seed, flip_default=info.flip), None
+    if augmentation is not None and isinstance(augmentation.crop, ResizedCrop) and not isinstance(parts.train, Pixels):
+        crop, augmentation = FileCrop(seed, augmentation.crop), replace(augmentation, crop=None)
     given = [part for part in (parts.train, parts.val, parts.test) if part is not None]
     resident = sum(map(len, given)) * 3 * size * size <= resident_bytes
-    opened = partial(_opened, size=size, workers=getattr(spec, "workers", 0), resident=resident, device=device, beat=beat)
+    opened = partial(_opened, size=size, workers=getattr(spec, "workers", 0), device=device, beat=beat)
     assert parts.val is not None, "a set without a validation split has one held out"
     return Data(
         class_names=parts.class_names,
         image_size=size,
-        train=opened(parts.train),
-        val=opened(parts.val),
-        test=None if parts.test is None else opened(parts.test),
-        augmentation=standard(size, seed=seed, flip=info.flip) if (spec.augment or info.augment) == "standard" else None,
+        train=opened(parts.train, resident=resident and crop is None),
+        val=opened(parts.val, resident=resident),
+        test=None if parts.test is None else opened(parts.test, resident=resident),
+        augmentation=augmentation,
         mean=_per_channel(info.mean, device),
         std=_per_channel(info.std, device),
         seed=seed,
+        crop=crop,
+        erasing=build_erasing(settings, seed=seed),
+        mixing=build_mixing(settings, seed=seed, classes=len(parts.class_names)),
     )
 
 
-def _parts(spec: DataSpec, *, size: int, data_root: Path) -> Parts:
+def _settings(spec: DataSpec, info: DatasetInfo) -> AugmentSpec:
+    chosen = spec.augment or info.augment
+    return AUGMENTATIONS[chosen] if isinstance(chosen, str) else chosen
+
+
+def _parts(spec: DataSpec, *, size: int, data_root: Path, device: torch.device, beat: Beat) -> Parts:
     match spec:
+        case GlyphsData():
+            made = glyphs(
+                size,
+                classes=spec.classes,
+                train_per_class=spec.train_per_class,
+                val_per_class=spec.val_per_class,
+                difficulty=spec.difficulty,
+                device=device,
+                beat=beat,
+            )
+            return Parts(made.class_names, Pixels(*made.train), Pixels(*made.val), None)
         case DigitsData():
             return with_validation(digits(size), spec.val_fraction)
         case TorchvisionData():

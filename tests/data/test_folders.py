@@ -31,7 +31,7 @@ def opened(data_root: Path, path: str = "pets", *, workers: int = 0, resident: b
 
 def epoch_of(data: Data, *, epoch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     batches = list(data.train_batches(epoch=epoch, batch_size=5))
-    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+    return torch.cat([batch.parts[0][0] for batch in batches]), torch.cat([batch.labels for batch in batches])
 
 
 def test_neither_workers_nor_residence_change_a_bit(tmp_path: Path) -> None:
