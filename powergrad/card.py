@@ -216,7 +216,8 @@ def _schedule(spec: TrainSpec) -> str:
         case OneCycleSpec():
             text = f"one cycle, its peak after {schedule.peak_at:.0%} of the steps"
     warm = f", {spec.warmup_epochs} epochs of warm-up" if spec.warmup_epochs else ""
-    cool = f", {schedule.cooldown_epochs} epochs of cool-down" if schedule.cooldown_epochs else ""
+    cooldown = 0 if isinstance(schedule, ConstantSpec) else schedule.cooldown_epochs
+    cool = f", {cooldown} epochs of cool-down" if cooldown else ""
     return f"Learning rate: {text}{warm}{cool}"
 
 

@@ -109,7 +109,7 @@ def export(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        with torch.autocast("cpu", enabled=False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.autocast("cpu", enabled=False), torch.no_grad():
             work = _Work(_portable(model), preprocessing, tuple(class_names), spec, facts, scratch)
             made, failures = _make_all(work, formats)
         written = [durable.publish(path, out_dir / path.name) for path in made]
