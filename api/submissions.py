@@ -54,7 +54,7 @@ class Submissions:
         self._thread = threading.Thread(target=self._run, name="submissions", daemon=True)
 
     async def store(self, new: Submission) -> Stored:
-        """The job, committed. Raises IdempotencyMismatch, what the database raises, or Refused (503) when too many wait."""
+        """The job, committed. Raises IdempotencyMismatch, InvalidSpec (of model.init_from), what the database raises, or Refused (503) when too many wait."""
         loop = asyncio.get_running_loop()
         waiting = _Waiting(new, loop, loop.create_future())
         try:

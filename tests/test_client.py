@@ -414,3 +414,16 @@ def test_both_clients_have_the_same_methods_and_parameters() -> None:
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ClientError, match="http://"):
         Client(url)
+
+
+def test_an_artifact_goes_on_where_it_broke_and_is_verified(ask: Ask, tmp_path: Path) -> None:
+    found = answer(200, json.dumps({"object": "list", "data": [{"name": "model.onnx", "bytes": len(WEIGHTS), "sha256": SHA256}]}).encode())
+    with FaultyServer(found, weights(stop_after=400_000), weights()) as server:
+        path = ask(server, "download_artifact", "job_1", "model.onnx", tmp_path)
+        with pytest.raises(ApiError, match=r"it has: model\.onnx"):
+            server.script = [found]
+            ask(server, "download_artifact", "job_1", "model.pt2", tmp_path)
+    assert path == tmp_path / "model.onnx"
+    assert path.read_bytes() == WEIGHTS
+    assert [asked.headers["range"] for asked in server.asked[1:3]] == [None, "bytes=400000-"]
+    assert server.asked[1].path == "/v1/jobs/job_1/artifacts/model.onnx"

@@ -127,6 +127,7 @@ class _Supervision:
             device="cuda:0" if self.claim.gpus else "cpu",
             cpu_threads=self.claim.cpu_threads,
             cpus=list(self.taken.slot.cpus),
+            init_from=self._initial_weights(),
             resume=self.claim.resume,
             deadline_s=lease.deadline_s,
         )
@@ -155,6 +156,12 @@ class _Supervision:
                 os.close(fd)
         lease.guard(trainer)
         return trainer, events_fd
+
+    def _initial_weights(self) -> protocol.InitialWeights | None:
+        origin = self.claim.init_from
+        if origin is None:
+            return None
+        return protocol.InitialWeights(path=str(self.bench.artifacts.local_path(origin.path)), sha256=origin.sha256)
 
     def _listen(self, trainer: Trainer, lease: _Lease, events_fd: int) -> None:
         """Until the trainer has said all it will say: its pipe is closed, or it is gone and the pipe is empty."""

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from api import downloads, errors
-from api.documents import CheckpointListDocument
+from api.documents import CheckpointDocument, CheckpointListDocument
 from api.downloads import StoredFile, WithWanted
 from api.errors import Refused
 from api.openapi import STORED, problems
-from api.parts import JobId, WithParts
-from powergrad.jobs import queries
+from api.parts import JobId, Parts, WithParts
+from api.strict import StrictRoute
+from powergrad.jobs import lifecycle, queries
 from powergrad.jobs.errors import CheckpointNotFound
 from powergrad.jobs.lifecycle import job_dir
 
 WEIGHTS = "model.safetensors"
 CHECKPOINT_ID = re.compile(r"best|latest|step-\d{8,18}", re.ASCII)
 
-router = APIRouter(prefix="/v1/jobs/{job_id}/checkpoints", tags=["checkpoints"])
+router = APIRouter(prefix="/v1/jobs/{job_id}/checkpoints", tags=["checkpoints"], route_class=StrictRoute)
 
 
 async def _checkpoint_name(
@@ -80,3 +81,38 @@ def weights(
         raise Refused(errors.CHECKPOINT_NOT_FOUND, f"the file of {found.id} is missing or cut short: take another checkpoint")
     file = StoredFile(path, f"{job_id}-{found.id}.safetensors", downloads.ANY_BYTES, found.bytes, found.sha256)
     return downloads.send(parts.artifacts, file, wanted)
+
+
+PINNED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The checkpoint as it is now; done before is no error."},
+    **problems(*STORED, errors.FORBIDDEN_ORIGIN, errors.UNSUPPORTED_MEDIA, errors.JOB_NOT_FOUND, errors.CHECKPOINT_NOT_FOUND),
+}
+
+
+@router.post(
+    "/{checkpoint_id}/pin",
+    operation_id="pinCheckpoint",
+    summary="Keep a checkpoint, whatever retention says",
+    response_model=CheckpointDocument,
+    responses=PINNED,
+)
+def pin(parts: WithParts, job_id: JobId, checkpoint_id: CheckpointName) -> Response:
+    return _set_pinned(parts, job_id, checkpoint_id, pinned=True)
+
+
+@router.post(
+    "/{checkpoint_id}/unpin",
+    operation_id="unpinCheckpoint",
+    summary="Leave a checkpoint to retention again",
+    response_model=CheckpointDocument,
+    responses=PINNED,
+)
+def unpin(parts: WithParts, job_id: JobId, checkpoint_id: CheckpointName) -> Response:
+    return _set_pinned(parts, job_id, checkpoint_id, pinned=False)
+
+
+def _set_pinned(parts: Parts, job_id: str, wanted: str, *, pinned: bool) -> Response:
+    with parts.store.write() as tx:
+        found = lifecycle.pin(tx, job_id, wanted, pinned=pinned)
+        shown = queries.get_checkpoint(tx, job_id, found)
+    return JSONResponse(shown)

@@ -72,8 +72,8 @@ class CloneBody(SpecModel):
     """Changes by dotted name: {"loss.alpha": 0.3}. A new optimizer.name or schedule.name starts that part from its defaults."""
     name: str | None = Field(default=None, pattern=NAME_PATTERN)
     """Name of the new job; null keeps the spec's."""
-    from_checkpoint: None = None
-    """Start from the job's checkpoint: not available in this release."""
+    from_checkpoint: str | None = Field(default=None, pattern=r"^(best|latest|step-[0-9]{8})$")
+    """Start from the weights of this checkpoint of the job: best, latest or an id. Null starts as the job itself did."""
 
 
 class RetryBody(SpecModel):
@@ -135,9 +135,20 @@ async def create(
     names = await parts.catalogue.names()
     spec = parse(body, models=names.models, datasets=names.datasets)
     if dry_run:
-        return JSONResponse(spec.model_dump(mode="json"))
+        return await _checked_only(parts, spec)
     new = Submission(spec, idempotency_key=idempotency_key, body_sha256=lifecycle.body_hash(body) if idempotency_key else "")
     return await _submitted(parts, new)
+
+
+async def _checked_only(parts: Parts, spec: JobSpec) -> Response:
+    if spec.model.init_from is not None:
+        spec = await run_in_threadpool(_resolved, parts, spec)
+    return JSONResponse(spec.model_dump(mode="json"))
+
+
+def _resolved(parts: Parts, spec: JobSpec) -> JobSpec:
+    with parts.store.read() as tx:
+        return lifecycle.with_origin_resolved(tx, spec)
 
 
 async def _submitted(parts: Parts, new: Submission) -> Response:
@@ -172,14 +183,30 @@ async def clone(
     changed = with_changes(origin["spec"], wanted.set)
     if wanted.name is not None:
         changed["name"] = wanted.name
+    if wanted.from_checkpoint is not None:
+        changed["model"] = _starting_from(f"{job_id}/{wanted.from_checkpoint}", changed["model"], wanted.set)
     try:
         spec = parse(changed, models=names.models, datasets=names.datasets)
+        if dry_run:
+            return await _checked_only(parts, spec)
+        sha256 = lifecycle.body_hash({"clone": job_id, "body": {} if body is ABSENT else body}) if idempotency_key else ""
+        return await _submitted(parts, Submission(spec, idempotency_key=idempotency_key, body_sha256=sha256, cloned_from=job_id))
     except InvalidSpec as error:
-        raise InvalidSpec([_pointing_into_set(violation, wanted.set) for violation in error.violations]) from None
-    if dry_run:
-        return JSONResponse(spec.model_dump(mode="json"))
-    sha256 = lifecycle.body_hash({"clone": job_id, "body": {} if body is ABSENT else body}) if idempotency_key else ""
-    return await _submitted(parts, Submission(spec, idempotency_key=idempotency_key, body_sha256=sha256, cloned_from=job_id))
+        raise InvalidSpec([_pointing_into_clone(violation, wanted) for violation in error.violations]) from None
+
+
+def _starting_from(origin: str, model: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A model's spec that begins with these weights instead of those the job itself began with. Raises InvalidSpec."""
+    if "model.init_from" in changes:
+        raise InvalidSpec([Violation("/from_checkpoint", "conflict", "model.init_from is set too: give one of the two", origin)])
+    own = {} if "model.pretrained" in changes else {"pretrained": False}
+    return {**model, **own, "init_from": origin}
+
+
+def _pointing_into_clone(violation: Violation, wanted: CloneBody) -> Violation:
+    if violation.pointer == "/model/init_from" and wanted.from_checkpoint is not None:
+        return Violation("/from_checkpoint", violation.code, violation.detail, wanted.from_checkpoint)
+    return _pointing_into_set(violation, wanted.set)
 
 
 def with_changes(spec: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -128,7 +128,10 @@ class AsyncClient:
         return await self.send(calls.retry(job_id, limits))
 
     async def clone(self, job_id: str, *, changes: Mapping[str, Any] | None = None, from_checkpoint: str | None = None) -> Job:
-        """A new job: the same spec with `changes` by dotted name, {"loss.alpha": 0.3}."""
+        """A new job: the same spec with `changes` by dotted name, {"loss.alpha": 0.3}.
+
+        from_checkpoint: best, latest or an id of a checkpoint of the job whose weights the new one begins with.
+        """
         return await self.send(calls.clone(job_id, changes, from_checkpoint))
 
     async def update(self, job_id: str, fields: Mapping[str, Any], *, if_match: str | None = None) -> Job:
@@ -183,6 +186,10 @@ class AsyncClient:
 
     async def checkpoints(self, job_id: str) -> Checkpoints:
         return await self.send(calls.checkpoints(job_id))
+
+    async def pin(self, job_id: str, checkpoint: str = "best", *, pinned: bool = True) -> Checkpoint:
+        """Keep a checkpoint (best, latest or an id) whatever retention says; with `pinned=False` leave it to retention again."""
+        return await self.send(calls.pin(job_id, checkpoint, pinned=pinned))
 
     async def download(
         self,

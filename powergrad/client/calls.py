@@ -160,6 +160,11 @@ def checkpoints(job_id: str) -> Call[Checkpoints]:
     return Call("GET", f"{_job_path(job_id)}/checkpoints", lambda response: [Checkpoint.model_validate(one) for one in _rows(response)])
 
 
+def pin(job_id: str, checkpoint_id: str, *, pinned: bool) -> Call[Checkpoint]:
+    path = f"{_job_path(job_id)}/checkpoints/{quote(checkpoint_id, safe='')}/{'pin' if pinned else 'unpin'}"
+    return Call("POST", path, lambda response: Checkpoint.model_validate_json(response.content))
+
+
 def artifacts(job_id: str) -> Call[Artifacts]:
     return Call("GET", f"{_job_path(job_id)}/artifacts", lambda response: [Artifact.model_validate(one) for one in _rows(response)])
 

@@ -24,11 +24,15 @@ class Artifacts:
 
     def local_dir(self, path: str) -> Path:
         """The directory itself, made if need be; for a trainer, which writes files."""
-        if not self.is_local:
-            raise ValueError("trainers write to a directory: the artifact root is not one")
-        directory = Path(self._full(path))
+        directory = self.local_path(path)
         directory.mkdir(parents=True, exist_ok=True)
         return directory
+
+    def local_path(self, path: str) -> Path:
+        """Where a file is, for a process that reads files."""
+        if not self.is_local:
+            raise ValueError("trainers work on a directory: the artifact root is not one")
+        return Path(self._full(path))
 
     def size(self, path: str) -> int | None:
         """Bytes of a file; None when it does not exist."""

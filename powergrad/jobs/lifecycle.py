@@ -14,7 +14,8 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,7 +24,17 @@ from ulid import ULID
 
 from powergrad import protocol
 from powergrad.jobs import metrics
-from powergrad.jobs.errors import Fenced, IdempotencyMismatch, IllegalMove, InvalidSpec, JobNotFound, VersionMismatch
+from powergrad.jobs.errors import (
+    CheckpointNotFound,
+    Fenced,
+    IdempotencyMismatch,
+    IllegalMove,
+    InvalidSpec,
+    JobError,
+    JobNotFound,
+    VersionMismatch,
+    Violation,
+)
 from powergrad.jobs.spec import JobSpec, default_name, violations_of
 from powergrad.jobs.states import MOVES, TERMINAL, End, JobState, Outcome, Reason, ReasonCode, next_move
 from powergrad.jobs.store import Tx
@@ -83,16 +94,16 @@ def body_hash(body: Any) -> str:
 
 
 def submit(tx: Tx, new: Submission) -> Submitted:
-    """Store a job, its first event and its idempotency key. Raises IdempotencyMismatch."""
+    """Store a job, its first event and its idempotency key. Raises IdempotencyMismatch, InvalidSpec."""
     (result,) = submit_all(tx, [new])
-    if isinstance(result, IdempotencyMismatch):
+    if isinstance(result, IdempotencyMismatch | InvalidSpec):
         raise result
     return result
 
 
-def submit_all(tx: Tx, group: Sequence[Submission]) -> list[Submitted | IdempotencyMismatch]:
+def submit_all(tx: Tx, group: Sequence[Submission]) -> list[Submitted | IdempotencyMismatch | InvalidSpec]:
     """Store many jobs by a few statements; the result of each, in order. One that is refused takes no other with it."""
-    results: list[Submitted | IdempotencyMismatch] = []
+    results: list[Submitted | IdempotencyMismatch | InvalidSpec] = []
     fresh: list[dict[str, Any]] = []
     born: list[dict[str, Any]] = []
     for new in group:
@@ -105,7 +116,13 @@ def submit_all(tx: Tx, group: Sequence[Submission]) -> list[Submitted | Idempote
         if earlier is not None:
             results.append(Submitted(earlier, replayed=True))
             continue
-        fresh.append(_new_row(tx, job_id, new))
+        try:
+            settled = new if new.spec.model.init_from is None else _with_origin_pinned(tx, new, job_id)
+        except InvalidSpec as error:
+            _let_key_go(tx, new)
+            results.append(error)
+            continue
+        fresh.append(_new_row(tx, job_id, settled))
         born.append(_created(tx, fresh[-1], new))
         results.append(Submitted(job_id, replayed=False, row=fresh[-1]))
     if fresh:
@@ -168,6 +185,78 @@ def _take_key(tx: Tx, new: Submission, job_id: str) -> str | None:
     if held.body_sha256 != new.body_sha256:
         raise IdempotencyMismatch(new.idempotency_key or "")
     return str(held.job_id)
+
+
+def _let_key_go(tx: Tx, new: Submission) -> None:
+    """What was refused was not stored: its key may come again with another body."""
+    if new.idempotency_key is not None:
+        held = and_(idempotency_keys.c.owner == new.owner, idempotency_keys.c.key == new.idempotency_key)
+        tx.run(delete(idempotency_keys).where(held))
+
+
+def _with_origin_pinned(tx: Tx, new: Submission, job_id: str) -> Submission:
+    """The submission with the very checkpoint that `model.init_from` means now, kept from retention from here on. Raises InvalidSpec."""
+    origin = str(new.spec.model.init_from).partition("/")[0]
+    with suppress(JobNotFound):  # told below
+        locked(tx, origin, owner=new.owner)  # before its checkpoints, as its own attempt does: the two never wait for each other
+    spec = with_origin_resolved(tx, new.spec, owner=new.owner)
+    pin(tx, origin, str(spec.model.init_from).partition("/")[2], by=job_id, owner=new.owner)
+    return replace(new, spec=spec)
+
+
+def with_origin_resolved(tx: Tx, spec: JobSpec, *, owner: str = LOCAL_OWNER) -> JobSpec:
+    """The spec with `model.init_from` naming a step instead of best or latest. Raises InvalidSpec where there is no such job or checkpoint."""
+    wanted = spec.model.init_from
+    if wanted is None:
+        return spec
+    origin, _, name = wanted.partition("/")
+    try:
+        found = checkpoint_row(tx, origin, name or "best", owner=owner)
+    except (JobNotFound, CheckpointNotFound) as error:
+        code = "not_found" if isinstance(error, JobNotFound) or name.startswith("step-") else "no_checkpoint"
+        raise InvalidSpec([Violation("/model/init_from", code, str(error), wanted)]) from None
+    model = spec.model.model_copy(update={"init_from": f"{origin}/{checkpoint_id(found.step)}"})
+    return spec.model_copy(update={"model": model})
+
+
+def pin(tx: Tx, job_id: str, wanted: str, *, pinned: bool = True, by: str | None = None, owner: str = LOCAL_OWNER) -> str:
+    """Keep a checkpoint (an id, best or latest) from retention, or leave it to it again; its id. Twice is no error.
+
+    by: the job that needs it. Raises JobNotFound, CheckpointNotFound.
+    """
+    locked(tx, job_id, owner=owner)
+    found = checkpoint_row(tx, job_id, wanted, owner=owner)
+    if found.pinned is not pinned:
+        here = and_(checkpoints.c.job_id == job_id, checkpoints.c.step == found.step)
+        tx.run(update(checkpoints).where(here).values(pinned=pinned))
+        told = {"id": checkpoint_id(found.step), "pinned": pinned} | ({} if by is None else {"by": by})
+        _write(tx, jobs.c.id == job_id, {}, [("checkpoint_pinned", told)])
+    return checkpoint_id(found.step)
+
+
+def checkpoint_row(tx: Tx, job_id: str, wanted: str, *, owner: str = LOCAL_OWNER) -> Row[Any]:
+    """A whole checkpoint by id, `best` or `latest`. Raises JobNotFound, CheckpointNotFound."""
+    if tx.one(select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.owner == owner)) is None:
+        raise JobNotFound(job_id)
+    rows = whole_checkpoints(tx, job_id)
+    chosen = {"latest": rows[0] if rows else None, "best": best_of(rows)}.get(wanted) or next(
+        (row for row in rows if checkpoint_id(row.step) == wanted), None
+    )
+    if chosen is None:
+        raise CheckpointNotFound(job_id, wanted)
+    return chosen
+
+
+def whole_checkpoints(tx: Tx, job_id: str) -> Sequence[Row[Any]]:
+    """Those that can be gone on from or downloaded, newest first."""
+    query = select(checkpoints).where(checkpoints.c.job_id == job_id, checkpoints.c.broken.is_(False))
+    return tx.all(query.order_by(checkpoints.c.step.desc()))
+
+
+def best_of(rows: Sequence[Row[Any]]) -> Row[Any] | None:
+    """The highest score, the earlier on a tie; without any score the newest."""
+    scored = [row for row in rows if row.score is not None]
+    return min(scored, key=lambda row: (-row.score, row.step)) if scored else (rows[0] if rows else None)
 
 
 def cancel(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> JobState:
@@ -358,6 +447,15 @@ class Claim:
     precision: str | None  # fixed by the first attempt; None before it
     trained_s: float
     resume: list[protocol.ResumePoint] = field(default_factory=list)
+    init_from: Origin | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Another job's weights to begin with. path: of the file, below the artifact root."""
+
+    path: str
+    sha256: str
 
 
 def claim(tx: Tx, offer: Offer) -> Claim | None:
@@ -365,6 +463,11 @@ def claim(tx: Tx, offer: Offer) -> Claim | None:
     for candidate in _candidates(tx, offer):
         spec = _readable_spec(tx, candidate)
         if spec is None:
+            continue
+        try:
+            origin = _origin(tx, candidate, spec)
+        except (JobNotFound, CheckpointNotFound) as error:
+            _fail_without_origin(tx, candidate, error)
             continue
         gpus = offer.gpus if candidate.gpus is None else candidate.gpus
         cpu_threads = candidate.resolved.get("cpu_threads") or spec.resources.cpu_threads or offer.cpu_threads
@@ -390,8 +493,31 @@ def claim(tx: Tx, offer: Offer) -> Claim | None:
         ]
         if _write(tx, where, values, happened) is None:
             continue  # somebody else has it
-        return _claimed(tx, candidate, offer, spec=spec, gpus=gpus, cpu_threads=cpu_threads)
+        return replace(_claimed(tx, candidate, offer, spec=spec, gpus=gpus, cpu_threads=cpu_threads), init_from=origin)
     return None
+
+
+def _origin(tx: Tx, candidate: Row[Any], spec: JobSpec) -> Origin | None:
+    """What `model.init_from` stands for. Raises JobNotFound, CheckpointNotFound when it is gone, unless the job can go on without it."""
+    if spec.model.init_from is None:
+        return None
+    job_id, _, name = spec.model.init_from.partition("/")
+    try:
+        found = checkpoint_row(tx, job_id, name or "best", owner=candidate.owner)
+    except (JobNotFound, CheckpointNotFound):
+        if whole_checkpoints(tx, candidate.id):
+            return None  # it has weights of its own by now
+        raise
+    return Origin(f"{job_dir(job_id)}/{found.path}/model.safetensors", found.sha256)
+
+
+def _fail_without_origin(tx: Tx, candidate: Row[Any], error: JobError) -> None:
+    held = tx.one(_for_update(tx, select(jobs).where(jobs.c.id == candidate.id, jobs.c.version == candidate.version)))
+    if held is not None:
+        detail = f"model.init_from={candidate.spec['model']['init_from']}: {error}"
+        hint = "The weights it was to start from have been deleted: submit it again with another model.init_from."
+        reason = Reason(ReasonCode.DATA_MISSING, detail, hint, {}).as_json()
+        _move(tx, held, JobState.FAILED, {"reason": reason, "finished_at": tx.now_ms})
 
 
 def _readable_spec(tx: Tx, candidate: Row[Any]) -> JobSpec | None:
@@ -527,7 +653,7 @@ def prunable(tx: Tx, job_id: str) -> list[Row[Any]]:
 
 def prune(tx: Tx, run: Run) -> list[str]:
     """Forget what retention lets go; the directories (relative to the job's) to delete after the commit. Raises Fenced."""
-    if tx.one(select(jobs.c.id).where(_owned(run))) is None:
+    if tx.one(_for_update(tx, select(jobs.c.id).where(_owned(run)))) is None:  # held: a pin comes before or after
         raise Fenced(run.job_id, run.attempt)
     gone = prunable(tx, run.job_id)
     if gone:

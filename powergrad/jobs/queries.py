@@ -15,11 +15,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, func, or_, select
 
 from powergrad.jobs import fleet
-from powergrad.jobs.errors import ArtifactNotFound, CheckpointNotFound, JobNotFound
-from powergrad.jobs.lifecycle import LOCAL_OWNER, checkpoint_id
+from powergrad.jobs.errors import ArtifactNotFound, JobNotFound
+from powergrad.jobs.lifecycle import LOCAL_OWNER, best_of, checkpoint_id, checkpoint_row, whole_checkpoints
 from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Tx, rfc3339
-from powergrad.jobs.tables import IS_QUEUED, artifacts, attempts, checkpoints, events, job_labels, jobs
+from powergrad.jobs.tables import IS_QUEUED, artifacts, attempts, events, job_labels, jobs
 
 SORT = re.compile(r"(?P<falling>-?)metrics\.(?P<name>[A-Za-z0-9_]{1,64})")
 MAX_POSITION = 1000  # counted no further: "1000" then means "at least"
@@ -242,25 +242,31 @@ def exists(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> None:
 def list_checkpoints(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> list[dict[str, Any]]:
     """A job's whole checkpoints as JSON, newest first. Raises JobNotFound."""
     exists(tx, job_id, owner=owner)
-    rows = _whole_checkpoints(tx, job_id)
-    best = _best(rows)
-    return [
-        {
-            "id": checkpoint_id(row.step),
-            "object": "checkpoint",
-            "epoch": row.epoch,
-            "step": row.step,
-            "attempt": row.attempt,
-            "metrics": row.metrics,
-            "bytes": row.bytes,
-            "sha256": row.sha256,
-            "is_best": best is not None and row.step == best.step,
-            "is_latest": row.step == rows[0].step,
-            "pinned": row.pinned,
-            "created_at": rfc3339(row.created_at),
-        }
-        for row in rows
-    ]
+    rows = whole_checkpoints(tx, job_id)
+    return [_checkpoint(row, best=best_of(rows), latest=rows[0]) for row in rows]
+
+
+def get_checkpoint(tx: Tx, job_id: str, wanted: str, *, owner: str = LOCAL_OWNER) -> dict[str, Any]:
+    """A checkpoint by id, `best` or `latest`, as JSON. Raises JobNotFound, CheckpointNotFound."""
+    chosen, rows = checkpoint_row(tx, job_id, wanted, owner=owner), whole_checkpoints(tx, job_id)
+    return _checkpoint(chosen, best=best_of(rows), latest=rows[0])
+
+
+def _checkpoint(row: Row[Any], *, best: Row[Any] | None, latest: Row[Any]) -> dict[str, Any]:
+    return {
+        "id": checkpoint_id(row.step),
+        "object": "checkpoint",
+        "epoch": row.epoch,
+        "step": row.step,
+        "attempt": row.attempt,
+        "metrics": row.metrics,
+        "bytes": row.bytes,
+        "sha256": row.sha256,
+        "is_best": best is not None and row.step == best.step,
+        "is_latest": row.step == latest.step,
+        "pinned": row.pinned,
+        "created_at": rfc3339(row.created_at),
+    }
 
 
 @dataclass(frozen=True)
@@ -275,26 +281,8 @@ class StoredCheckpoint:
 
 def find_checkpoint(tx: Tx, job_id: str, wanted: str, *, owner: str = LOCAL_OWNER) -> StoredCheckpoint:
     """A checkpoint by id, `best` or `latest`. Raises JobNotFound, CheckpointNotFound."""
-    exists(tx, job_id, owner=owner)
-    rows = _whole_checkpoints(tx, job_id)
-    chosen = {"latest": rows[0] if rows else None, "best": _best(rows)}.get(wanted) or next(
-        (row for row in rows if checkpoint_id(row.step) == wanted), None
-    )
-    if chosen is None:
-        raise CheckpointNotFound(job_id, wanted)
+    chosen = checkpoint_row(tx, job_id, wanted, owner=owner)
     return StoredCheckpoint(checkpoint_id(chosen.step), chosen.path, chosen.bytes, chosen.sha256)
-
-
-def _whole_checkpoints(tx: Tx, job_id: str) -> Sequence[Row[Any]]:
-    return tx.all(
-        select(checkpoints).where(checkpoints.c.job_id == job_id, checkpoints.c.broken.is_(False)).order_by(checkpoints.c.step.desc())
-    )
-
-
-def _best(rows: Sequence[Row[Any]]) -> Row[Any] | None:
-    """The highest score, the earlier on a tie; without any score the newest."""
-    scored = [row for row in rows if row.score is not None]
-    return min(scored, key=lambda row: (-row.score, row.step)) if scored else (rows[0] if rows else None)
 
 
 def list_artifacts(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> list[dict[str, Any]]:

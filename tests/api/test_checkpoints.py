@@ -152,3 +152,16 @@ def test_a_range_is_the_bytes_python_would_slice() -> None:
                 assert data[span.start : span.start + span.length] == data[first : last + 1]
     assert span_of(None, 10) is None
     assert span_of("bytes=-3", 10) == Span(7, 3)
+
+
+def test_a_checkpoint_is_pinned_and_left_to_retention_again(any_api: Api, stored: Stored) -> None:
+    url = f"/v1/jobs/{stored.job_id}/checkpoints"
+    for action, pinned in (("pin", True), ("pin", True), ("unpin", False), ("unpin", False)):
+        answer = any_api.http.post(f"{url}/latest/{action}")
+        assert (answer.status_code, answer.json()["id"], answer.json()["pinned"]) == (200, "step-00000020", pinned)
+        assert [one["pinned"] for one in any_api.http.get(url).json()["data"]] == [pinned, False]
+
+
+def test_a_checkpoint_that_is_not_there_cannot_be_pinned(any_api: Api, stored: Stored) -> None:
+    answer = any_api.http.post(f"/v1/jobs/{stored.job_id}/checkpoints/step-00000099/pin")
+    assert (answer.status_code, answer.json()["code"]) == (404, "checkpoint_not_found")

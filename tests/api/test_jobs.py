@@ -420,10 +420,10 @@ def test_a_bad_clone_is_named_where_it_was_written(api: Api, body: dict[str, Any
     assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
 
 
-def test_from_checkpoint_says_that_it_is_not_there_yet(api: Api) -> None:
+def test_a_clone_of_a_job_without_a_checkpoint_says_so(api: Api) -> None:
     origin = api.submit()
     answer = api.http.post(f"/v1/jobs/{origin['id']}/clone", json={"from_checkpoint": "best"})
-    assert "not available in this release" in answer.json()["errors"][0]["detail"]
+    assert [(error["pointer"], error["code"]) for error in answer.json()["errors"]] == [("/from_checkpoint", "no_checkpoint")]
 
 
 def test_a_clone_honours_an_idempotency_key(api: Api) -> None:

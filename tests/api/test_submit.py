@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from tests.api.conftest import DIGITS, Api, register_worker, serving, settings_for
+from tests.jobs import builders
 
 JSON = {"Content-Type": "application/json"}
 
@@ -229,3 +230,51 @@ def test_a_full_disk_refuses_new_jobs(sqlite_url: str, tmp_path: Path) -> None:
         answer = api.http.post("/v1/jobs", json=DIGITS)
         assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")
         assert "MiB" in answer.json()["detail"]
+
+
+def test_a_job_begins_with_the_weights_of_another(any_api: Api) -> None:
+    origin = with_checkpoint(any_api)
+    spec = {**DIGITS, "model": {"init_from": f"{origin}/latest"}}
+    checked = any_api.http.post("/v1/jobs", json=spec, params={"dry_run": "true"}).json()
+    assert checked["model"]["init_from"] == f"{origin}/step-00000020"
+    assert not any(one["pinned"] for one in any_api.http.get(f"/v1/jobs/{origin}/checkpoints").json()["data"])
+    assert any_api.submit(spec)["spec"]["model"]["init_from"] == f"{origin}/step-00000020"
+    pinned = {one["id"]: one["pinned"] for one in any_api.http.get(f"/v1/jobs/{origin}/checkpoints").json()["data"]}
+    assert pinned == {"step-00000020": True, "step-00000010": False}
+
+
+@pytest.mark.parametrize("dry_run", ["true", "false"])
+def test_a_beginning_that_is_not_there_is_refused_at_its_place(any_api: Api, dry_run: str) -> None:
+    for wanted, code in (("job_01KAQZ5V3N8T4W6Y7C9E1G2H3J", "not_found"), (any_api.submit()["id"], "no_checkpoint")):
+        answer = any_api.http.post("/v1/jobs", json={**DIGITS, "model": {"init_from": wanted}}, params={"dry_run": dry_run})
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_spec")
+        assert [(one["pointer"], one["code"]) for one in answer.json()["errors"]] == [("/model/init_from", code)]
+
+
+def test_a_clone_begins_with_a_checkpoint_of_the_original(any_api: Api) -> None:
+    origin = with_checkpoint(any_api)
+    clone = any_api.http.post(f"/v1/jobs/{origin}/clone", json={"from_checkpoint": "best", "set": {"epochs": 3}})
+    assert clone.status_code == 202
+    assert clone.json()["spec"]["model"]["init_from"] == f"{origin}/step-00000010"
+    assert clone.json()["spec"]["epochs"] == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"from_checkpoint": "step-00000099"}, "not_found"),
+        ({"from_checkpoint": "newest"}, "bad_format"),
+        ({"from_checkpoint": "best", "set": {"model.init_from": "job_01KAQZ5V3N8T4W6Y7C9E1G2H3J"}}, "conflict"),
+    ],
+)
+def test_a_clone_from_no_checkpoint_is_refused_at_its_place(any_api: Api, body: dict[str, Any], code: str) -> None:
+    answer = any_api.http.post(f"/v1/jobs/{with_checkpoint(any_api)}/clone", json=body)
+    assert answer.status_code == 422
+    assert [(one["pointer"], one["code"]) for one in answer.json()["errors"]] == [("/from_checkpoint", code)]
+
+
+def with_checkpoint(api: Api) -> str:
+    """A job whose best checkpoint is step 10 and whose latest is step 20."""
+    run = builders.running(api.store)
+    builders.record(api.store, run, builders.plan(), builders.checkpoint(10, 0.9), builders.checkpoint(20, 0.5))
+    return run.job_id

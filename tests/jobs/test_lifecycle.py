@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import event, select, text, update
 
 from powergrad import protocol
 from powergrad.jobs import lifecycle, metrics, queries
-from powergrad.jobs.errors import Fenced, IdempotencyMismatch, IllegalMove, InvalidSpec, JobNotFound, VersionMismatch
+from powergrad.jobs.errors import CheckpointNotFound, Fenced, IdempotencyMismatch, IllegalMove, InvalidSpec, JobNotFound, VersionMismatch
 from powergrad.jobs.lifecycle import Amendment, Offer, RaisedLimits, Run, Submission
 from powergrad.jobs.spec import JobSpec
 from powergrad.jobs.states import MOVES, TERMINAL, End, JobState, Outcome, ReasonCode
@@ -866,3 +866,110 @@ def test_an_end_after_the_last_epoch_or_by_order_is_no_early_one(store: Store) -
     assert b.row(store, run.job_id).progress["ended_early"] is None
     b.record(store, run, protocol.Done(outcome="stopped", detail="told to"))
     assert b.row(store, run.job_id).progress["ended_early"] is None
+
+
+# --- weights of another job to begin with
+
+
+def trained(store: Store, *, owner: str = lifecycle.LOCAL_OWNER) -> Run:
+    """A run whose best checkpoint is step 10 and whose newest is step 30."""
+    run = b.running(store, owner=owner)
+    b.record(store, run, b.plan(), b.checkpoint(10, 0.9), b.checkpoint(20, 0.2), b.checkpoint(30, 0.3))
+    return run
+
+
+@pytest.mark.parametrize(("asked", "step"), [("", 10), ("/best", 10), ("/latest", 30), ("/step-00000020", 20)])
+def test_init_from_is_fixed_to_a_step_when_the_job_is_stored(store: Store, asked: str, step: int) -> None:
+    run = trained(store)
+    job_id = b.submit(store, model={"init_from": run.job_id + asked})
+    assert b.row(store, job_id).spec["model"]["init_from"] == f"{run.job_id}/{lifecycle.checkpoint_id(step)}"
+    origin = b.claimed(store).init_from
+    assert origin == lifecycle.Origin(f"jobs/{run.job_id}/checkpoints/a1/{lifecycle.checkpoint_id(step)}/model.safetensors", "0" * 64)
+
+
+def test_a_checkpoint_that_a_job_begins_with_is_kept_from_retention(store: Store) -> None:
+    run = trained(store)
+    job_id = b.submit(store, model={"init_from": f"{run.job_id}/step-00000020"})
+    b.do(store, lifecycle.amend, run.job_id, Amendment(retention={"keep_last": 1, "keep_best": 1}))
+    assert b.do(store, lifecycle.prune, run) == []
+    assert b.told(store, run.job_id, "checkpoint_pinned") == [{"id": "step-00000020", "pinned": True, "by": job_id}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "code"),
+    [("job_01KAQZ5V3N8T4W6Y7C9E1G2H3J/best", "not_found"), ("{own}/best", "no_checkpoint"), ("{own}/step-00000001", "not_found")],
+)
+def test_what_cannot_be_begun_with_is_refused_and_takes_no_other_with_it(store: Store, asked: str, code: str) -> None:
+    own = b.submit(store)
+    spec = b.spec(model={"init_from": asked.format(own=own)})
+    group = [Submission(b.spec()), Submission(spec, idempotency_key="k", body_sha256="1"), Submission(b.spec())]
+    first, refused, last = b.do(store, lifecycle.submit_all, group)
+    assert isinstance(first, lifecycle.Submitted)
+    assert isinstance(last, lifecycle.Submitted)
+    assert isinstance(refused, InvalidSpec)
+    assert [(one.pointer, one.code) for one in refused.violations] == [("/model/init_from", code)]
+    # its key stands for nothing, so it may come again
+    assert not b.do(store, lifecycle.submit, Submission(b.spec(), idempotency_key="k", body_sha256="2")).replayed
+
+
+def test_another_owners_job_is_not_there_to_begin_with(store: Store) -> None:
+    run = trained(store, owner="ann")
+    with pytest.raises(InvalidSpec, match="no job"):
+        b.submit(store, owner="bob", model={"init_from": run.job_id})
+    assert b.submit(store, owner="ann", model={"init_from": run.job_id})
+
+
+def test_a_job_whose_beginning_was_deleted_fails_and_names_it(store: Store) -> None:
+    run = trained(store)
+    job_id = b.submit(store, model={"init_from": run.job_id})
+    b.finish(store, run)
+    b.do(store, lifecycle.remove, run.job_id)
+    other = b.submit(store)
+    assert b.claimed(store).run.job_id == other  # it holds up nobody
+    job = b.row(store, job_id)
+    assert (job.state, job.reason["code"], job.attempt) == (S.FAILED, "data_missing", 0)
+    assert f"{run.job_id}/step-00000010" in job.reason["detail"]
+
+
+def test_a_job_with_weights_of_its_own_goes_on_without_its_beginning(store: Store) -> None:
+    origin = trained(store)
+    b.finish(store, origin)
+    b.submit(store, model={"init_from": origin.job_id})
+    run = b.claimed(store).run
+    b.record(store, run, b.plan(), b.checkpoint(10, 0.5))
+    b.finish(store, run, Outcome.STOPPED)
+    b.do(store, lifecycle.remove, origin.job_id)
+    again = b.claimed(store)
+    assert (again.run.job_id, again.init_from, [point.step for point in again.resume]) == (run.job_id, None, [10])
+
+
+def test_submissions_without_init_from_ask_nothing_more(sqlite_store: Store) -> None:
+    asked: list[str] = []
+    event.listen(sqlite_store.engine, "before_cursor_execute", lambda *said: asked.append(said[2]))
+    b.do(sqlite_store, lifecycle.submit_all, [Submission(b.spec()) for _ in range(10)])
+    assert [statement.split()[0] for statement in asked] == ["BEGIN", "INSERT", "INSERT"]
+
+
+def test_pinning_twice_is_no_error_and_one_event(store: Store) -> None:
+    run = trained(store)
+    for pinned in (True, True, False, False):
+        assert b.do(store, lifecycle.pin, run.job_id, "latest", pinned=pinned) == "step-00000030"
+    assert [told["pinned"] for told in b.told(store, run.job_id, "checkpoint_pinned")] == [True, False]
+
+
+def test_a_pin_beside_a_prune_keeps_the_file_or_finds_no_checkpoint(store: Store) -> None:
+    for _ in range(5):
+        run = trained(store)
+        b.do(store, lifecycle.amend, run.job_id, Amendment(retention={"keep_last": 1, "keep_best": 1}))
+
+        def pin(run: Run = run) -> list[str]:
+            try:
+                return [b.do(store, lifecycle.pin, run.job_id, "step-00000020")]
+            except CheckpointNotFound:
+                return []
+
+        def prune(run: Run = run) -> list[str]:
+            return [path.rpartition("/")[2] for path in b.do(store, lifecycle.prune, run)]
+
+        pinned, gone = b.at_once([pin, prune])
+        assert pinned + gone == ["step-00000020"]
