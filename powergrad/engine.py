@@ -195,6 +195,8 @@ def _advance(run: Run, progress: Progress, way_back: _WayBack | None, *, emit: E
         scaler.step(optimizer)  # the weights change here
         scaler.update()
         progress.step, progress.window_images = step, progress.window_images + run.batch_size
+        if seen:
+            progress.remember_look(seen)
         if run.ema is not None:
             run.ema.update(model, step)
         clock.steps += 1
@@ -376,6 +378,7 @@ def _score_test(run: Run, split: Split, progress: Progress, metrics: dict[str, f
     found = _score(run, model, split, "test", emit=emit)
     if ema is not None:
         found |= _averaged(_score(run, ema, split, "test", emit=emit))
+    progress.test = found
     emit(Evaluation(step=progress.step, epoch=epoch, split="test", metrics=_finite(found)))
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves beside its checkpoints: class names, preprocessing, tables of its mistakes, pictures, exports.
+"""What a run leaves beside its checkpoints: class names, preprocessing, tables of its mistakes, a model card, pictures, exports.
 
 Everything lies in `artifacts/a<attempt>/` of the run's directory, so that a thawed old attempt touches nothing of its successor's, and is
 announced when it is complete. What cannot be made is a note: it fails no run.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mimetypes
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,44 +16,109 @@ from pathlib import Path
 from torch import nn
 
 from powergrad import durable, results
+from powergrad.card import Facts, Point, model_card
 from powergrad.engine import Emit, Run, best_models
+from powergrad.export import ExportError, Preprocessing, environment, export
 from powergrad.progress import Progress
-from powergrad.protocol import ArtifactWritten, Note, Phase
+from powergrad.protocol import ArtifactWritten, Note, Phase, Plan
+from powergrad.telemetry import History, read_history
 
-LABELS, PREPROCESSING = "labels.json", "preprocessing.json"
-RESIZE = "shorter side, centre square, bilinear"
+LABELS, PREPROCESSING, CARD = "labels.json", "preprocessing.json", "MODEL_CARD.md"
 MEDIA_TYPES = {".onnx": "application/octet-stream", ".pt2": "application/zip", ".md": "text/markdown", ".csv": "text/csv"}
+CURVES = "training.svg"
 
 
 def describe(run: Run, *, emit: Emit) -> None:
     """What a prediction needs to know beside the weights: labels.json and preprocessing.json."""
-    folder = _folder(run)
-    mean, std = ((values.flatten() / 255).expand(3).tolist() for values in (run.data.mean, run.data.std))
-    preprocessing = {"image_size": run.data.image_size, "mean": mean, "std": std, "resize": RESIZE}
-    files = {LABELS: list(run.data.class_names), PREPROCESSING: preprocessing}
-    _announce(run, [durable.write(folder / name, json.dumps(value).encode()) for name, value in files.items()], emit=emit)
+    contents = {LABELS: list(run.data.class_names), PREPROCESSING: Preprocessing.of(run.data).as_json()}
+    files = [durable.write(_folder(run) / name, json.dumps(content, indent=1).encode()) for name, content in contents.items()]
+    _announce(run, files, emit=emit)
 
 
-def finish(run: Run, progress: Progress, *, emit: Emit) -> None:
-    """Looks at the best weights once more: confusion, scores per class and worst mistakes on the validation split."""
+def finish(run: Run, progress: Progress, plan: Plan, *, emit: Emit) -> None:
+    """Of the best weights: their mistakes on the validation split, a model card, and the exports the spec asks for. Of the run: pictures."""
     emit(Phase(name="exporting"))
     model, _ = best_models(run, progress.best, emit=emit)
-    _announce(run, _tables(run, model, emit=emit), emit=emit)
+    found = _analysed(run, model, emit=emit)
+    if found is not None:
+        _announce(run, results.write(found, _folder(run)), emit=emit)
+    _announce(run, _pictures(run, progress), emit=emit)
+    facts = _facts(run, progress, plan, found)
+    preprocessing = Preprocessing.of(run.data)
+    card = model_card(spec=run.spec, facts=facts, class_names=run.data.class_names, preprocessing=preprocessing)
+    _announce(run, [durable.write(_folder(run) / CARD, card.encode())], emit=emit)
+    if run.spec.export:
+        _announce(run, _exports(run, model, preprocessing, facts, emit=emit), emit=emit)
 
 
-def _tables(run: Run, model: nn.Module, *, emit: Emit) -> list[Path]:
+def _analysed(run: Run, model: nn.Module, *, emit: Emit) -> results.Results | None:
+    batches = run.data.held_out_batches(run.data.val, batch_size=min(max(run.batch_size, 64), 1024))
     try:
-        found = results.analyse(
-            model,
-            run.data.held_out_batches(run.data.val, batch_size=256),
-            class_names=run.data.class_names,
-            device=run.device,
-            autocast=run.autocast(),
-        )
+        return results.analyse(model, batches, class_names=run.data.class_names, device=run.device, autocast=run.autocast())
     except ValueError as error:
-        emit(Note(detail=f"no table of results: {error}"))
+        emit(Note(detail=f"no tables of results: {error}"))
+        return None
+
+
+def _pictures(run: Run, progress: Progress) -> list[Path]:
+    telemetry = run.spec.telemetry
+    if "bundle" not in run.spec.export and (telemetry is None or not telemetry.pictures):
         return []
-    return results.write(found, _folder(run))
+    from powergrad.pictures import draw  # here: a second of matplotlib that most runs do not need
+
+    series: dict[str, list[tuple[int, float]]] = {}
+    for point in (*progress.scores, *progress.looks):
+        for name, value in point.items():
+            series.setdefault(name, []).append((int(point["step"]), value))
+    history = read_history(run.run_dir) if telemetry is not None else History()
+    return draw(history, series, _folder(run), title=f"{run.spec.data.dataset}, {run.spec.model.name}")
+
+
+def _exports(run: Run, model: nn.Module, preprocessing: Preprocessing, facts: Facts, *, emit: Emit) -> list[Path]:
+    try:
+        return export(
+            model,
+            formats=run.spec.export,
+            preprocessing=preprocessing,
+            class_names=run.data.class_names,
+            spec=run.spec,
+            facts=facts,
+            out_dir=_folder(run),
+        )
+    except ExportError as error:
+        emit(Note(detail=f"not exported: {error}"))
+        return error.written
+
+
+def _facts(run: Run, progress: Progress, plan: Plan, found: results.Results | None) -> Facts:
+    best = progress.best
+    step = progress.step if best is None else best.step
+    points: list[Point] = [{name: _finite(value) for name, value in point.items()} for point in progress.scores]
+    scores = next((point for point in points if point["step"] == step), {})
+    curves = _folder(run) / CURVES
+    return Facts(
+        weights="last checkpoint" if best is None else f"best checkpoint, {Path(best.path).name}",
+        step=step,
+        epoch=step // run.steps_per_epoch,
+        parameters=plan.parameters,
+        metrics={name: value for name, value in {**scores, **progress.test}.items() if name not in {"step", "epoch"}},
+        points=points,
+        train_images=plan.train_images,
+        val_images=plan.val_images,
+        test_images=plan.test_images,
+        data_sha256=run.data.fingerprint(),
+        attempts=run.attempt,
+        determinism=f"{plan.determinism}: {plan.determinism_reason}",
+        precision=plan.precision,
+        cpu_threads=plan.cpu_threads,
+        ece=None if found is None else found.ece,
+        curves=curves if curves.exists() else None,
+        environment=environment(run.device),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _folder(run: Run) -> Path:

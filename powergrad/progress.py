@@ -18,6 +18,9 @@ High on purpose: PowerGrad raises the loss while accuracy rises too (arXiv 2111.
 """
 
 
+MOST_LOOKS = 1024
+
+
 class Diverged(Exception):
     """The training loss is no longer finite, or has exploded."""
 
@@ -74,6 +77,10 @@ class Progress:
     rollbacks: int = 0
     scores: list[dict[str, float]] = field(default_factory=list)
     """Every evaluation of the validation split with `step`, `epoch` and the last window's training figures, for pictures and cards."""
+    looks: list[dict[str, float]] = field(default_factory=list)
+    """What telemetry saw of gradients, with `step`; of a long run every second, fourth, …, so that a checkpoint stays small."""
+    test: dict[str, float] = field(default_factory=dict)
+    """Scores of the best weights on the test split."""
 
     @classmethod
     def fresh(cls, device: torch.device) -> Progress:
@@ -83,6 +90,12 @@ class Progress:
         """Adds a part of a batch, its `loss` a part of the batch's mean. Reads nothing from the device."""
         self.window_loss += loss.detach() * batch_size
         self.window_correct += (logits.detach().argmax(dim=1) == labels).sum()
+
+    def remember_look(self, seen: dict[str, float]) -> None:
+        """Keeps what telemetry saw at this step."""
+        self.looks.append({"step": self.step, **seen})
+        if len(self.looks) > MOST_LOOKS:
+            del self.looks[1::2]
 
     def begin_window(self) -> None:
         self.window_images = 0

@@ -124,12 +124,13 @@ def _train(config: TrainerConfig, ranks: Ranks, *, emit: Emit, orders: Orders) -
     attempt = _set_up(config, device, ranks, emit=emit)
     progress, point = resume(attempt, config.resume, emit=emit)
     attempt = _with_telemetry(attempt, progress)
-    emit(_plan(config, attempt, progress, point))
+    plan = _plan(config, attempt, progress, point)
+    emit(plan)
     if ranks.is_first:
         products.describe(attempt, emit=emit)
     outcome = train(attempt, progress, emit=emit, orders=orders)
     if outcome == "succeeded" and ranks.is_first:
-        products.finish(attempt, progress, emit=emit)
+        products.finish(attempt, progress, plan, emit=emit)
     return Done(outcome=outcome, detail=progress.ended_early if outcome == "succeeded" else "")
 
 

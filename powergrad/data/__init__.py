@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -109,6 +111,15 @@ class Data:
             return images, labels, labels
         mixed, targets = self.mixing(images, labels, index, epoch=epoch)
         return mixed.contiguous(memory_format=torch.channels_last), targets, labels[:-1]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over class names and, of every split, labels and images: pixels where they are in memory, else the files' names."""
+        digest = hashlib.sha256(json.dumps(self.class_names).encode())
+        for split in (self.train, self.val, self.test):
+            if split is not None:
+                digest.update(split.labels.cpu().numpy().tobytes())
+                split.images.digest(digest.update)
+        return digest.hexdigest()
 
     def held_out_batches(self, split: Split, *, batch_size: int, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and labels of this rank's share of a split, in order, as they are; the last batch may be smaller."""

@@ -39,6 +39,9 @@ class Listing:
         for place in index:
             yield self.files[place], Path(self.files[place])
 
+    def names(self) -> Iterator[str]:
+        return ("/".join(Path(file).parts[-2:]) for file in self.files)
+
     def subset(self, index: Tensor) -> Listing:
         return Listing(tuple(self.files[i] for i in index.tolist()), self.labels[index])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, Self
@@ -55,6 +55,10 @@ class Images(Protocol):
         """
         ...
 
+    def digest(self, update: Callable[[bytes], None]) -> None:
+        """Tells `update` what identifies the images, in their order."""
+        ...
+
 
 @dataclass(frozen=True)
 class Split:
@@ -103,6 +107,10 @@ class Encoded(Protocol):
         """Name and source of each image at `index`, for `decode`.  Raises DataUnreadable that names what cannot be read."""
         ...
 
+    def names(self) -> Iterator[str]:
+        """What each image is called, the same wherever the data lie."""
+        ...
+
     def subset(self, index: Tensor) -> Self:
         """index: rising places."""
         ...
@@ -134,6 +142,10 @@ class ResidentImages:
         for chunk in torch.split(index, batch_size):
             yield self.pixels[chunk]
 
+    def digest(self, update: Callable[[bytes], None]) -> None:
+        for chunk in torch.split(self.pixels, 4096):
+            update(chunk.cpu().numpy().tobytes())
+
 
 @dataclass(frozen=True)
 class FileImages:
@@ -164,6 +176,11 @@ class FileImages:
             if isinstance(pixels, str):
                 raise DataUnreadable(pixels)
             yield torch.from_numpy(pixels).to(self.device, non_blocking=True)
+
+    def digest(self, update: Callable[[bytes], None]) -> None:
+        """By their names and places: reading all of them would take as long as an epoch."""
+        for name in self.files.names():
+            update(name.encode(errors="surrogateescape") + b"\0")
 
 
 class _Decoding(Dataset[NDArray[np.uint8] | str]):

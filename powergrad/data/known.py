@@ -164,6 +164,9 @@ class Items:
                 raise DataUnreadable(f"{name}: cannot be read ({error}): copy the files there again") from error
             yield name, image
 
+    def names(self) -> Iterator[str]:
+        return (f"{self.name}, image {place}" for place in self.places.tolist())
+
     def subset(self, index: Tensor) -> Items:
         return Items(self.whole, self.name, self.places[index.numpy()], self.labels[index])
 

@@ -108,6 +108,9 @@ class Shards:
                 )
             yield self.name(place), content
 
+    def names(self) -> Iterator[str]:
+        return map(self.name, range(len(self)))
+
     def subset(self, index: Tensor) -> Shards:
         chosen = index.numpy()
         return replace(self, shard=self.shard[chosen], members=_chosen(self.members, chosen))
