@@ -10,14 +10,21 @@ import torchvision  # type: ignore[import-untyped]
 from torch import nn
 
 from powergrad.models import cifar, resnet
-from powergrad.models.libraries import TIMM, timm_library, timm_names, timm_tagged_names, torchvision_family, torchvision_names
+from powergrad.models.libraries import (
+    IMAGENET_SIZE,
+    TIMM,
+    timm_library,
+    timm_names,
+    timm_tagged_names,
+    torchvision_family,
+    torchvision_names,
+)
 from powergrad.models.norms import NORMS, Norm
 
 NORMED = (*resnet.PLAIN, *resnet.SQUEEZED, *cifar.DEPTHS)
 """The networks whose normalisation can be chosen."""
 IMAGENET_CLASSES = 1000
 CIFAR_CLASSES = 10
-IMAGENET_SIZE = 224  # px
 
 
 class ModelDescription(TypedDict):
@@ -49,10 +56,10 @@ def check_name(name: str) -> None:
     """Raises ValueError with the nearest name for one that is not known. Imports timm unless the name is known without it."""
     if name in NORMED or name in torchvision_names():
         return
-    known = model_names()
-    if name in known or (name.startswith(TIMM) and name in timm_tagged_names(name.split(".")[0])):
+    bare = name.split(".")[0]
+    if bare in timm_names() and (name == bare or name in timm_tagged_names(bare)):
         return
-    raise ValueError(f"model name={name!r}: is not known; the nearest is {_nearest(name, known)!r}, describe_models() lists all")
+    raise ValueError(f"model name={name!r}: is not known; the nearest is {_nearest(name)!r}, describe_models() lists all")
 
 
 def skeleton(name: str, *, num_classes: int, image_size: int, norm: Norm) -> nn.Module:
@@ -62,11 +69,11 @@ def skeleton(name: str, *, num_classes: int, image_size: int, norm: Norm) -> nn.
     return resnet.skeleton(name, num_classes=num_classes, image_size=image_size, norm=norm)
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    if TIMM + name in known:
+def _nearest(name: str) -> str:
+    if TIMM + name in timm_names():
         return TIMM + name
-    if name.startswith(TIMM) and name.split(".")[0] in known:
-        known = timm_tagged_names(name.split(".")[0])
+    bare = name.split(".")[0]
+    known = timm_tagged_names(bare) if bare in timm_names() else model_names()
     nearest: list[str] = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     return nearest[0]
 
@@ -76,8 +83,10 @@ def _torchvision_only() -> list[str]:
 
 
 def _describe_own(name: str) -> ModelDescription:
-    family = resnet.PLAIN.get(name) or ("cifar_resnet" if name in cifar.DEPTHS else "seresnet")
-    return {"name": name, "family": family, "parameters": _parameters(name), "norms": list(NORMS), "pretrained": name in resnet.PLAIN}
+    if name in resnet.PLAIN:
+        return _describe_torchvision(name) | {"family": resnet.PLAIN[name], "norms": list(NORMS)}
+    family = "cifar_resnet" if name in cifar.DEPTHS else "seresnet"
+    return {"name": name, "family": family, "parameters": _parameters(name), "norms": list(NORMS), "pretrained": False}
 
 
 @functools.cache
@@ -88,9 +97,9 @@ def _parameters(name: str) -> int:
 
 
 def _describe_torchvision(name: str) -> ModelDescription:
-    weights = list(torchvision.models.get_model_weights(name))
-    parameters = torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"] if weights else None
-    return {"name": name, "family": torchvision_family(name), "parameters": parameters, "norms": [], "pretrained": bool(weights)}
+    weights = torchvision.models.get_model_weights(name)
+    parameters = weights.DEFAULT.meta["num_params"] if len(weights) else None
+    return {"name": name, "family": torchvision_family(name), "parameters": parameters, "norms": [], "pretrained": len(weights) > 0}
 
 
 def _describe_timm() -> list[ModelDescription]:
@@ -98,11 +107,11 @@ def _describe_timm() -> list[ModelDescription]:
     families = {name: family for family in timm.list_modules() for name in timm.list_models(module=family)}
     return [
         {
-            "name": TIMM + name,
-            "family": families[name],
+            "name": name,
+            "family": families[name.removeprefix(TIMM)],
             "parameters": None,
             "norms": [],
-            "pretrained": timm.is_model_pretrained(name),
+            "pretrained": timm.is_model_pretrained(name.removeprefix(TIMM)),
         }
-        for name in timm.list_models()
+        for name in timm_names()
     ]

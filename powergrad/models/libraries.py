@@ -5,6 +5,8 @@ timm is imported when the first of its names is asked for: it costs a second in 
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 TIMM = "timm/"
 IMAGENET_SIZE = 224  # px
+_ENCODER = "_enc"  # how timm's names end that give features whatever num_classes is
 _SIZE_STEP = 32  # px; what most networks shrink an image by
 _LONGEST_REASON = 160  # characters of a library's own words
 
@@ -37,9 +40,10 @@ def torchvision_names() -> list[str]:
     return names
 
 
-def timm_names() -> list[str]:
-    """timm's networks, each behind `timm/`, without the tags of their weights."""
-    return [TIMM + name for name in timm_library().list_models()]
+@functools.cache
+def timm_names() -> tuple[str, ...]:
+    """timm's networks that give logits, each behind `timm/`, without the tags of their weights. Its bare encoders are left out."""
+    return tuple(TIMM + name for name in timm_library().list_models(exclude_filters=f"*{_ENCODER}"))
 
 
 def timm_tagged_names(name: str) -> list[str]:
@@ -77,8 +81,7 @@ def timm_model(name: str, *, num_classes: int, image_size: int, **pretrained: An
     name: without `timm/`.  pretrained: `create_model`'s arguments about weights.
     """
     timm = timm_library()
-    config = timm.models.get_pretrained_cfg(name)
-    size = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+    size = {"img_size": image_size} if timm.models.get_pretrained_cfg(name).fixed_input_size else {}
     model: nn.Module = timm.create_model(name, num_classes=num_classes, **size, **pretrained)
     return model
 
@@ -86,8 +89,7 @@ def timm_model(name: str, *, num_classes: int, image_size: int, **pretrained: An
 def own_size(name: str) -> int:
     """Side in pixels of the images a network was designed for."""
     if name.startswith(TIMM):
-        config = timm_library().models.get_pretrained_cfg(name.removeprefix(TIMM))
-        return IMAGENET_SIZE if config is None else int(config.input_size[-1])
+        return int(timm_library().models.get_pretrained_cfg(name.removeprefix(TIMM)).input_size[-1])
     return 299 if name == "inception_v3" else IMAGENET_SIZE  # arXiv 1512.00567, section 8
 
 
@@ -128,6 +130,7 @@ def _misfit(make: Make, image_size: int, num_classes: int) -> str | None:
 
 
 def _forward(make: Make, image_size: int, device: str) -> Tensor:
-    with torch.device(device), torch.no_grad(), seeded(0):
+    with torch.device(device), torch.no_grad(), seeded(0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of layers without a single element, say: the forward pass tells whether that is wrong
         logits: Tensor = make(image_size).eval()(torch.zeros(1, 3, image_size, image_size))
     return logits

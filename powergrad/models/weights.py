@@ -62,8 +62,7 @@ def refuse_unpublished(name: str, *, norm: str | None, image_size: int) -> None:
 
 def _is_published(name: str) -> bool:
     if name.startswith(TIMM):
-        config = timm_library().models.get_pretrained_cfg(name.removeprefix(TIMM))
-        return config is not None and bool(config.has_weights)
+        return bool(timm_library().models.get_pretrained_cfg(name.removeprefix(TIMM)).has_weights)
     return name in torchvision_names() and bool(list(torchvision.models.get_model_weights(name)))
 
 
@@ -239,18 +238,14 @@ def _fresh(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tens
     names: list[str] = []
     for layer in classifiers_of(model):
         mine = [name for name in own if name.startswith(f"{layer}.")]
-        if any(name in state and _resized(own[name], state[name]) for name in mine):
-            names += mine
+        if all(name in state and own[name].shape[1:] == state[name].shape[1:] for name in mine):  # (classes, ...)
+            names += mine if any(len(own[name]) != len(state[name]) for name in mine) else []
     return tuple(names)
-
-
-def _resized(one: Tensor, other: Tensor) -> bool:
-    return one.shape[0] != other.shape[0] and one.shape[1:] == other.shape[1:]  # (classes, ...)
 
 
 def _differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, leave_out: tuple[str, ...]) -> list[str]:
     found = []
-    for name in [*own, *(name for name in state if name not in own)]:
+    for name in [*own, *sorted(state.keys() - own.keys())]:
         if name in leave_out:
             continue
         if name not in state:
