@@ -20,8 +20,9 @@ from powergrad.data.glyphs import glyphs
 from powergrad.data.images import Beat, Encoded, FileImages, Parts, Pixels, ResidentImages, Split, made_resident
 from powergrad.data.known import digits, torchvision_set
 from powergrad.data.mixing import Mixing, build_mixing
+from powergrad.data.shards import webdataset
 from powergrad.data.split import with_validation
-from powergrad.spec import AugmentSpec, ClassFolderData, DataSpec, DigitsData, GlyphsData, ImageNetData, TorchvisionData
+from powergrad.spec import AugmentSpec, ClassFolderData, DataSpec, DigitsData, GlyphsData, ImageNetData, TorchvisionData, WebDatasetData
 
 __all__ = [
     "DATASETS",
@@ -195,6 +196,8 @@ def _parts(spec: DataSpec, *, size: int, data_root: Path, device: torch.device, 
             return with_validation(class_folders(spec.path, data_root=data_root), spec.val_fraction)
         case ImageNetData():
             return imagenet(spec.path, data_root=data_root)
+        case WebDatasetData():
+            return webdataset(spec.train, spec.val, spec.test, data_root=data_root, window=spec.shuffle_window, beat=beat)
         case _:
             raise DataMissing(f"dataset={spec.dataset!r}: this worker does not know it")
 
