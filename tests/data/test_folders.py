@@ -18,7 +18,7 @@ from PIL import Image
 
 from powergrad.data import Data, DataMissing, DataUnreadable, open_data
 from powergrad.data.decode import decode
-from powergrad.spec import ClassFolderData
+from powergrad.spec import ClassFolderData, ImageNetData
 from tests.data.folders import class_folder, image
 
 CPU = torch.device("cpu")
@@ -114,6 +114,40 @@ def test_a_pipe_among_the_images_is_named_and_never_opened(tmp_path: Path) -> No
     os.mkfifo(tmp_path / "pets" / "bee" / "pipe.png")
     with pytest.raises(DataUnreadable, match=r"pipe\.png: not a regular file"):
         opened(tmp_path)
+
+
+WNIDS = ("n01440764", "n01443537", "n02102040")
+
+
+def imagenet_opened(data_root: Path) -> Data:
+    return open_data(ImageNetData(dataset="imagenet", image_size=16), data_root=data_root, seed=0, device=CPU)
+
+
+def test_imagenets_classes_are_its_wnids(tmp_path: Path) -> None:
+    for part, each in (("train", 4), ("val", 2)):
+        class_folder(tmp_path / "imagenet" / part, classes=WNIDS, each=each)
+    (tmp_path / "imagenet" / "test").mkdir()
+    image(0).save(tmp_path / "imagenet" / "test" / "ILSVRC2012_test_00000001.png")  # its test images have no public classes
+    data = imagenet_opened(tmp_path)
+    assert data.class_names == WNIDS
+    assert (len(data.train), len(data.val), data.test) == (12, 6, None)
+
+
+def test_imagenet_still_packed_says_how_to_unpack_it(tmp_path: Path) -> None:
+    (tmp_path / "imagenet").mkdir()
+    (tmp_path / "imagenet" / "ILSVRC2012_img_train.tar").write_bytes(b"")
+    with pytest.raises(DataMissing, match=r"imagenet/train: unpack /.*ILSVRC2012_img_train\.tar, and each tar in it"):
+        imagenet_opened(tmp_path)
+
+
+@pytest.mark.parametrize(("part", "name", "way_out"), [("train", "n01440764.tar", "each tar in it into a folder"),
+                                                       ("val", "ILSVRC2012_val_00000001.JPEG", "sort its images into a folder per wnid")])  # fmt: skip
+def test_imagenet_half_unpacked_says_what_is_left_to_do(part: str, name: str, way_out: str, tmp_path: Path) -> None:
+    for folder in ("train", "val"):
+        class_folder(tmp_path / "imagenet" / folder, classes=WNIDS, each=2)
+    (tmp_path / "imagenet" / part / name).write_bytes(b"")
+    with pytest.raises(DataMissing, match=rf"imagenet/{part}/{name}: must be a folder named by its wnid.*{way_out}"):
+        imagenet_opened(tmp_path)
 
 
 @pytest.mark.parametrize(("workers", "resident"), [(0, True), (0, False), (2, False)])
