@@ -7,6 +7,7 @@ agent never restarts anything. Nothing listens outside this machine: the store, 
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import selectors
@@ -20,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass, field
 from datetime import timedelta
 from tempfile import TemporaryDirectory
-from typing import Literal, NoReturn, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 import torch.distributed as dist
@@ -58,6 +59,14 @@ class Orders(Protocol):
 
     @property
     def stop(self) -> Stop | None: ...
+
+
+# newer torch has another name for it; either way it saves a broadcast a step of values that no training step reads
+_OWN_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers": False
+}
 
 
 class FirstRankFailed(OSError):
@@ -135,13 +144,13 @@ class Ranks:
         wrapped = DistributedDataParallel(
             model,
             device_ids=None if device.type == "cpu" else [device],
-            broadcast_buffers=False,  # a broadcast a step for values that no training step reads
+            **_OWN_BUFFERS,
             gradient_as_bucket_view=True,  # no second copy of the gradients
-            # otherwise the buckets are laid out anew after the first step, and with them the order of a sum over three or more ranks:
-            # a resumed run, whose first step is another, would have other bits
+            # otherwise the buckets are laid out anew after the first step, and with them the order of a sum over three or more ranks: a
+            # resumed run, whose first step is another, had other bits (measured). Torch's warning that nothing is unused is beside this
             find_unused_parameters=True,
         )
-        wrapped.register_comm_hook(None, _summed)
+        wrapped.register_comm_hook(None, lambda _, bucket: _summed(bucket))  # it refuses annotations that are strings
         return wrapped
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
@@ -167,7 +176,7 @@ ALONE = Ranks(0, 1)
 """The one process of an ordinary run: every method returns at once."""
 
 
-def _summed(_: object, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+def _summed(bucket: GradBucket) -> torch.futures.Future[Tensor]:
     """Sums a bucket over ranks. DDP's own hook also divides by their number.
 
     The loss is normalised by the whole batch's normaliser, so the sum is the gradient. Multiplying the loss by the number of ranks for
