@@ -13,6 +13,6 @@ from powergrad.data.known import digit_arrays
 from powergrad.models import describe_models
 
 digit_arrays()  # numpy only: no parallel region
-# imports timm (1.1 s, 28 MB, no thread), which the catalogue needs at every start: so no fork has to either; counts on the meta device, which
+# imports timm (0.9 s of 7, 28 MB, no thread), which the catalogue needs at every start: so no fork has to either; counts on the meta device, which
 # computes nothing
 describe_models()

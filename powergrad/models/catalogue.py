@@ -48,7 +48,7 @@ def model_names() -> list[str]:
 
 
 def describe_models() -> list[ModelDescription]:
-    """The catalogue, computed without making a weight: a few milliseconds once timm is imported."""
+    """The catalogue, computed without making a weight. Imports timm: a second, unless it is imported."""
     return [*map(_describe_own, NORMED), *map(_describe_torchvision, _torchvision_only()), *_describe_timm()]
 
 

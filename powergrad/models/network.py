@@ -31,7 +31,8 @@ def build_model(
     generator_seed: decides every weight, in the distributions of the network's library; torch's global generators are neither read nor moved.
     pretrained: the library's published weights, with a new classifier unless it has as many classes; the layers are the same either way.
     weights_dir: where published weights are kept, and put when they are fetched; None is each library's own folder.
-    Without normalisation the logits of an untrained net grow with depth: 0.3 to 3 up to 50 layers, 1000 at 101 (measured at 16 px).
+    Without normalisation the logits of an untrained net grow with depth: 0.3 to 3 up to 50 layers, 1000 at 101 (measured at 16 px); those of
+    the CIFAR networks faster: 3 at 20 layers, 15 at 32, 3000 at 56, 3e7 at 110 (at 32 px).
     Raises ValueError for what the network cannot do, with what it can; PretrainedMissing.
     """
     check_name(name)
