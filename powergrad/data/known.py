@@ -165,7 +165,7 @@ class Items:
             yield name, image
 
     def names(self) -> Iterator[str]:
-        return (f"{self.name}, image {place}" for place in self.places.tolist())
+        return (f"{Path(self.name).name}, image {place}" for place in self.places.tolist())
 
     def subset(self, index: Tensor) -> Items:
         return Items(self.whole, self.name, self.places[index.numpy()], self.labels[index])

@@ -109,7 +109,8 @@ class Shards:
             yield self.name(place), content
 
     def names(self) -> Iterator[str]:
-        return map(self.name, range(len(self)))
+        called = ["/".join(PurePosixPath(urlsplit(url).path).parts[-2:]) for url in self.urls]
+        return (f"{called[i]}, {os.fsdecode(bytes(key))}" for i, key in zip(self.shard.tolist(), self.members.keys, strict=True))
 
     def subset(self, index: Tensor) -> Shards:
         chosen = index.numpy()

@@ -19,12 +19,13 @@ import torch
 import uvicorn
 from starlette.staticfiles import StaticFiles
 
-from powergrad.data import shards
+from powergrad.data import Data, open_data, shards
 from powergrad.data.decode import Box, decode
 from powergrad.data.errors import DataMissing, DataUnreadable
 from powergrad.data.images import FileImages, Parts
 from powergrad.data.shards import SCHEMES, Shards, WindowedOrder, shard_urls, webdataset
 from powergrad.data.split import with_validation
+from powergrad.spec import AugmentNames, WebDatasetData
 from tests.data.folders import image
 
 CPU = torch.device("cpu")
@@ -382,6 +383,34 @@ def test_held_out_samples_leave_the_rest_readable(tmp_path: Path) -> None:
     places = [whole.name(i) for i in range(len(whole))]
     for i in range(len(rest)):
         assert torch.equal(pixels(rest, [i]), pixels(whole, [places.index(rest.name(i))]))
+
+
+def epoch_of(data: Data) -> tuple[torch.Tensor, torch.Tensor]:
+    batches = list(data.train_batches(epoch=2, batch_size=4))
+    return torch.cat([next(iter(batch.parts))[0] for batch in batches]), torch.cat([batch.labels for batch in batches])
+
+
+@pytest.mark.parametrize("augment", ["none", "imagenet"])
+def test_neither_workers_nor_residence_change_a_bit(augment: AugmentNames, tmp_path: Path) -> None:
+    lay(tmp_path / "set")
+    seen = []
+    for workers, resident in ((0, False), (2, False), (0, True)):
+        spec = WebDatasetData(dataset="webdataset", train="set/train-*.tar", val="set/val.tar", image_size=16, augment=augment, workers=workers,
+                              shuffle_window=5)  # fmt: skip
+        data = open_data(spec, data_root=tmp_path, seed=1, device=CPU, resident_bytes=2**30 if resident else 0)
+        seen.append(epoch_of(data))
+    for images, labels in seen[1:]:
+        assert torch.equal(images, seen[0][0])
+        assert torch.equal(labels, seen[0][1])
+
+
+def test_what_shards_are_called_does_not_hang_on_where_they_lie(tmp_path: Path) -> None:
+    for root in ("one", "other"):
+        lay(tmp_path / root / "set")
+    one, other = (list(training(tmp_path / root).names()) for root in ("one", "other"))
+    assert one == other
+    assert one[7] == "set/train-01.tar, 000007"
+    assert len(set(one)) == 3 * EACH
 
 
 def left_third(index: int, epoch: int, height: int, width: int) -> Box | None:
