@@ -542,7 +542,7 @@ def quick_study() -> Study:
     specs = {
         net: spec.model_copy(update={"data": spec.data.model_copy(update=small), "epochs": 3}) for net, spec in full_study().specs.items()
     }
-    return Study(specs, alphas=(1.0, 0.25), grid=(-1, 0), widest=1, tuning_epochs=2, seeds=(0, 1))
+    return Study(specs, alphas=(1.0, 0.25), grid=(-1, 0), widest=0, tuning_epochs=2, seeds=(0, 1))
 
 
 def _parser() -> argparse.ArgumentParser:
