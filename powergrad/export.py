@@ -16,7 +16,7 @@ import platform
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,9 +26,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from powergrad import __version__, durable
+from powergrad import __version__, checkpoint, durable
 from powergrad.card import Facts, model_card
-from powergrad.data import Data
+from powergrad.data import Data, open_data
+from powergrad.models import build_model
+from powergrad.models import preprocessing as published_normalisation
 from powergrad.spec import TrainSpec
 
 Format = Literal["bundle", "onnx", "torch_export"]
@@ -71,6 +73,11 @@ class Preprocessing:
         """That of an open data set. Reads one image."""
         pixels = next(data.val.images.batches(torch.zeros(1, dtype=torch.int64, device=data.val.labels.device), 1))
         return cls(data.image_size, _in_unit_range(data.mean), _in_unit_range(data.std), pixels.shape[1])
+
+    @classmethod
+    def from_json(cls, rules: dict[str, Any]) -> Preprocessing:
+        """What `as_json` gave. Raises KeyError, TypeError."""
+        return cls(int(rules["image_size"]), tuple(rules["mean"]), tuple(rules["std"]), int(rules["channels"]))
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -118,6 +125,42 @@ def export(
     if failures:
         raise ExportError(failures, written)
     return written
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A network as a checkpoint holds it."""
+
+    model: nn.Module
+    manifest: checkpoint.Manifest
+
+
+def restored(path: Path, *, spec: TrainSpec, classes: int, image_size: int, averaged: bool = False) -> Restored:
+    """The network of a checkpoint's folder, verified.  averaged: the moving average of its weights.
+
+    Raises CheckpointBroken, and ValueError for a checkpoint of another network or without an average.
+    """
+    manifest = checkpoint.verify(path)
+    loaded = checkpoint.load(path)
+    weights = loaded.ema if averaged else loaded.weights
+    if weights is None:
+        raise ValueError(f"{path}: holds no averaged weights: its spec has no ema")
+    model = build_model(spec.model.name, num_classes=classes, image_size=image_size, norm=spec.model.norm, generator_seed=spec.seed)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: holds another network than {spec.model.name} with {classes} classes ({_cause(error)})") from error
+    return Restored(model, manifest)
+
+
+def described(spec: TrainSpec, *, data_root: Path) -> tuple[tuple[str, ...], Preprocessing]:
+    """Class names and preprocessing, from the data set itself, of which no image but one is decoded. Raises DataMissing, DataUnreadable."""
+    data = open_data(spec.data, data_root=data_root, seed=spec.seed, device=torch.device("cpu"), resident_bytes=0)
+    rules = Preprocessing.of(data)
+    if spec.model.pretrained:
+        mean, std = published_normalisation(spec.model.name)
+        rules = replace(rules, mean=mean, std=std)
+    return data.class_names, rules
 
 
 def environment(device: torch.device | None = None) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from powergrad import __version__
-from powergrad.cli import console, demo, doctor, jobs, results, server, train, up
+from powergrad.cli import console, demo, doctor, export, jobs, results, server, train, up
 from powergrad.cli.console import EXIT_CODES, Code, Finish, Problem
 
 CLICK_USAGE = 2
@@ -40,7 +40,7 @@ for panel, commands in {
     "Server": (up.up, demo.demo, doctor.doctor, server.workers, server.models),
     "Jobs": (jobs.init, jobs.submit, jobs.jobs, jobs.show, jobs.watch, jobs.cancel, jobs.pause, jobs.resume, jobs.retry),
     "Results": (results.logs, results.metrics, results.artifacts, results.pull),
-    "Without a server": (train.train,),
+    "Without a server": (train.train, export.export),
 }.items():
     for command in commands:
         app.command(rich_help_panel=panel, epilog=EXIT_CODES)(command)
