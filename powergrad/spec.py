@@ -277,7 +277,10 @@ class WebDatasetData(_Data):
 
 
 class NamedData(_HeldOut):
-    dataset: str = Field(pattern=NAME_PATTERN)
+    dataset: str = Field(
+        pattern=NAME_PATTERN,
+        json_schema_extra={"not": {"enum": [DIGITS, GLYPHS, *TORCHVISION_DATASETS, CLASS_FOLDER, IMAGENET, WEBDATASET]}},
+    )
     """A data set that a worker knows by this name."""
 
 

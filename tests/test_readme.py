@@ -26,6 +26,7 @@ from powergrad.cli.stack import Stack
 from powergrad.client import Client
 from powergrad.jobs.spec import JobSpec
 from powergrad.jobs.states import MOVES, RETRY
+from powergrad.spec import INIT_FROM_PATTERN, MODEL_PATTERN, NAME_PATTERN, RELATIVE_PATH_PATTERN, SHARDS_PATTERN
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -371,50 +372,68 @@ def spec_table(schema: Schema) -> str:
     """A line a field, from the JSON Schema of a job."""
     lines = ["| field | default | may be | what it is |", "|---|---|---|---|"]
     for name, field in schema["properties"].items():
-        lines += _section(schema, name, field)
+        lines += _entries(schema, name, field)
     return "\n".join(lines) + "\n"
 
 
-def _section(schema: Schema, name: str, field: Schema) -> list[str]:
-    kinds = [_resolved(schema, choice) for choice in field.get("oneOf", [])]
-    if kinds:
-        return _union(name, kinds)
-    optional = [choice for choice in field.get("anyOf", []) if "$ref" in choice]
-    inner = _resolved(schema, optional[0] if optional else field)
-    head = [_line(name, "`null`", "an object or `null`", field)] if optional else []
-    if "properties" not in inner:
-        return [_line(name, _default(field), _range(field), field)]
-    return head + [
-        _line(f"{name}.{part}", _default(inner["properties"][part]), _range(inner["properties"][part]), inner["properties"][part])
-        for part in inner["properties"]
-    ]
+def _entries(schema: Schema, name: str, field: Schema, only: str = "") -> list[str]:
+    """A field's own line, unless it is always an object, and the lines of the fields in it. only: the kinds that have it."""
+    choices = list(_alternatives(schema, field))
+    objects, values = ([one for one in choices if ("properties" in one) is wanted] for wanted in (True, False))
+    lines = []
+    if values:
+        may_be = " or ".join([*(_range(one) for one in values[:-1]), *["an object"] * bool(objects), _range(values[-1])])
+        lines.append(_line(name, _default(field), may_be, field, only=only))
+    if len(objects) == 1:
+        return lines + [
+            line for part, inner in objects[0]["properties"].items() for line in _entries(schema, f"{name}.{part}", inner, only)
+        ]
+    return lines + (_union(schema, name, objects) if objects else [])
 
 
-def _union(name: str, kinds: list[Schema]) -> list[str]:
-    """Fields of a section of several kinds: those that all share alike once, the others a line a kind."""
-    names = [kind["properties"]["name"] for kind in kinds]
-    choices = ", ".join(f"`{one['const']}`" for one in names)
-    lines = [f"| `{name}.name` | `{names[0]['default']}` | {choices} | {_of_kinds(names)} |"]
-    for part in dict.fromkeys(part for kind in kinds for part in kind["properties"] if part != "name"):
-        owners = [(kind["properties"]["name"]["const"], kind["properties"][part]) for kind in kinds if part in kind["properties"]]
-        alike = len(owners) == len(kinds) and all(field == owners[0][1] for _, field in owners)
-        for owner, field in owners[:1] if alike else owners:
-            lines.append(_line(f"{name}.{part}", _default(field), _range(field), field, only="" if alike else owner))
+def _alternatives(schema: Schema, field: Schema) -> Iterator[Schema]:
+    """What a field may be, its references and unions resolved; null comes last."""
+    for choice in field.get("oneOf") or field.get("anyOf") or [field]:
+        inner = schema["$defs"][choice["$ref"].rpartition("/")[2]] if "$ref" in choice else choice
+        if inner is field:
+            yield inner
+        else:
+            yield from _alternatives(schema, inner)
+
+
+def _union(schema: Schema, name: str, kinds: list[Schema]) -> list[str]:
+    """Fields of a section of several kinds: those that all share alike once, the others a line for the kinds that share it."""
+    tag = "dataset" if "dataset" in kinds[0]["properties"] else "name"
+    tags = [kind["properties"][tag] for kind in kinds]
+    about = " ".join(f"{_kind(one)}: {one['description']}" for one in tags)
+    lines = [f"| `{name}.{tag}` | {_default(tags[0])} | {', '.join(map(_range, tags))} | {about} |"]
+    for part in dict.fromkeys(part for kind in kinds for part in kind["properties"] if part != tag):
+        owners: dict[str, tuple[list[str], Schema]] = {}
+        for kind in kinds:
+            if part in kind["properties"]:
+                field = kind["properties"][part]
+                owners.setdefault(repr(field), ([], field))[0].append(_kind(kind["properties"][tag]))
+        for who, field in owners.values():
+            lines += _entries(schema, f"{name}.{part}", field, only="" if len(who) == len(kinds) else ", ".join(who))
     return lines
 
 
-def _of_kinds(names: list[Schema]) -> str:
-    return " ".join(f"{one['const']}: {one['description']}" for one in names)
-
-
-def _resolved(schema: Schema, field: Schema) -> Schema:
-    found: Schema = schema["$defs"][field["$ref"].rpartition("/")[2]] if "$ref" in field else field
-    return found
+def _kind(tag: Schema) -> str:
+    return str(tag["const"]) if "const" in tag else "torchvision's" if "enum" in tag else "any other"
 
 
 def _line(name: str, default: str, may_be: str, field: Schema, *, only: str = "") -> str:
     about = field["description"].replace("|", "\\|")
     return f"| `{name}`{f' ({only})' if only else ''} | {default} | {may_be} | {about} |"
+
+
+PATTERNS = {
+    NAME_PATTERN: "1 to 64 of `A-Z a-z 0-9 . _ -`",
+    MODEL_PATTERN: "1 to 96 of `A-Z a-z 0-9 . _ -`, after `timm/` or not",
+    RELATIVE_PATH_PATTERN: "folders joined by `/`",
+    SHARDS_PATTERN: "a URL or a path",
+    INIT_FROM_PATTERN: "`job_…`, `job_…/best`, `job_…/latest` or `job_…/step-…`",
+}
 
 
 def _default(field: Schema) -> str:
@@ -437,11 +456,12 @@ def _range(field: Schema) -> str:
         case "boolean":
             return "`true`, `false`"
         case "array":
-            return f"1 to {field['maxItems']} numbers, each {_range(field['items'])}"
+            each = "numbers, each " if "minimum" in field["items"] else "of "
+            return f"{field.get('minItems', 0)} to {field['maxItems']} {each}{_range(field['items'])}"
         case "object":
             return f"up to {field['maxProperties']} names with texts"
         case "string":
-            return "folders joined by `/`" if "/" in field["pattern"] else "1 to 64 of `A-Z a-z 0-9 . _ -`"
+            return PATTERNS[field["pattern"]]
         case kind:
             return f"{'whole, ' if kind == 'integer' else ''}{_bounds(field)}"
 
