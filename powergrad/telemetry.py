@@ -36,7 +36,7 @@ DIGITS = 6
 ZERO_NORM = 1e-6
 """L2 norm below which a filter counts as zeroed out. A fresh one has a norm near 1; without a gradient, weight decay shrinks it
 geometrically and never quite to 0. At 1e-6 what it adds is beneath the rounding of its neighbours' outputs (2^-20), and the gradient it
-passes back is as small: it never recovers (arXiv 2111.12495, on zeroing-out)."""
+passes back is as small: without a normalisation layer behind it, it never recovers (arXiv 2111.12495, on zeroing-out)."""
 MACHINE_METRICS = ("memory_gib", "gpu_energy_j", "gpu_power_w")
 """What two runs of one spec do not share."""
 
