@@ -1,4 +1,4 @@
-"""What runs in a process forked from the template: a trainer, or the standby that watches over the template.
+"""What runs in a process forked from the template: a trainer, a task, or the standby that watches over the template.
 
 The worker imports this module too (to name its functions), so torch is imported inside them only, where it is already there.
 """
@@ -6,14 +6,21 @@ The worker imports this module too (to name its functions), so torch is imported
 from __future__ import annotations
 
 import contextlib
+import importlib
+import json
 import os
+import resource
 import sys
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd
+from pathlib import Path
 from typing import Any
 
+import psutil
 from setproctitle import setproctitle
+
+NICE = 10  # a task waits for trainers, never they for it
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,69 @@ def train(launch: Launch) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+@dataclass(frozen=True)
+class Errand:
+    """All that the child of a task is given. function: `module:name`; memory_bytes: beyond what the template has; answer: a descriptor."""
+
+    function: str
+    arguments_json: str
+    root: str
+    title: str
+    cpu_s: int
+    memory_bytes: int
+    answer: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        given = {name: value for name, value in vars(self).items() if name != "answer"}
+        return _errand_here, (given, DupFd(self.answer))
+
+
+def _errand_here(given: dict[str, Any], answer: Any) -> Errand:
+    return Errand(**given, answer=answer.detach())
+
+
+def run_errand(errand: Errand) -> None:
+    """Become the child of a task: limited, below nice, without a GPU; one JSON line is its answer."""
+    _bind_to_template()
+    os.setsid()
+    setproctitle(errand.title)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.nice(NICE)
+    _limit(errand)
+    try:
+        module, _, name = errand.function.partition(":")
+        function = getattr(importlib.import_module(module), name)
+        answer = {"result": function(json.loads(errand.arguments_json), Path(errand.root))}
+    except Exception as error:  # noqa: BLE001 - this is where every error becomes an answer
+        answer = {"error": _described(error)}
+    with os.fdopen(errand.answer, "wb") as out:
+        out.write(json.dumps(answer, allow_nan=False).encode() + b"\n")
+    os._exit(0)
+
+
+def _described(error: Exception) -> dict[str, str]:
+    from powergrad import trainer
+
+    failure = trainer.failure_of(error)
+    if failure.code == "crashed":
+        sys.stderr.write(failure.traceback)  # the worker's log
+    return {"code": failure.code, "detail": failure.detail}
+
+
+def _limit(errand: Errand) -> None:
+    """Address space, processor time, no core file. A limit that is lower already stays."""
+    mapped_bytes = psutil.Process().memory_info().vms
+    wanted = {
+        resource.RLIMIT_AS: mapped_bytes + errand.memory_bytes,
+        resource.RLIMIT_CPU: errand.cpu_s,
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, limit in wanted.items():
+        _, hard = resource.getrlimit(kind)
+        bound = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (bound, hard))
 
 
 def standby(connection: Connection) -> None:

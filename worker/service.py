@@ -29,6 +29,7 @@ from powergrad.jobs.sweeper import Sweeper
 from worker.settings import WorkerSettings
 from worker.slots import Slots, TakenSlot, device_report, find_gpus, lock_all, plan_slots, release
 from worker.supervisor import Bench, supervise
+from worker.tasks import TaskRunner
 from worker.template import Template
 
 log = structlog.get_logger(__name__)
@@ -55,6 +56,7 @@ class WorkerService:
         self.draining = threading.Event()
         self.template = Template(self._publish)
         self.bench = Bench(settings, self.store, self.artifacts, self.template, self.draining, self._give_up)
+        self.tasks = TaskRunner(self.store, self.artifacts, self.template, self.draining)
         self.sweeper = Sweeper(self.store, self.artifacts, ring, settings.sweep_s)
         self._life_dir = run_dir / "workers"
         self._life: list[int] = []
@@ -70,6 +72,7 @@ class WorkerService:
         self._register()
         self.template.start()
         self.sweeper.start()
+        self.tasks.start()
         for target in (self._beat, self._look_for_work):
             thread = threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True)
             thread.start()
@@ -87,6 +90,7 @@ class WorkerService:
             thread.join()
         self._stopping.set()
         self.sweeper.stop()
+        self.tasks.stop()
         for thread in self._threads:
             thread.join(timeout=10)
         self.template.stop()
@@ -163,6 +167,7 @@ class WorkerService:
 
     def work(self) -> int:
         """Claim and supervise on one slot until nothing is left that fits; how many attempts were supervised."""
+        self.tasks.wake()
         done = 0
         with self.slots.take() as taken:
             while taken is not None and self._may_claim():

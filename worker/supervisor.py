@@ -103,7 +103,7 @@ class _Supervision:
             exit_code = self._reap(trainer)
         finally:
             lease.stop()
-            _kill_group(trainer)
+            trainer.kill()
             trainer.close()
             os.close(events_fd)
         self._store_all(lease)
@@ -199,7 +199,7 @@ class _Supervision:
         limits = self.claim.spec.limits
         if lease.state is JobState.CANCELLING:
             self.why = self.why or "told_to_stop"
-            _kill_group(trainer)
+            trainer.kill()
         elif limits.max_seconds is not None and self.claim.trained_s + now - self.started_s > limits.max_seconds:
             self.why = "deadline"
             lease.tell_to_stop()
@@ -209,15 +209,15 @@ class _Supervision:
         elif now - self.progressed_s > limits.stall_seconds and self.why is None:
             self.why = "stalled"
             _dump_stacks(trainer.pid)
-            _kill_group(trainer)
+            trainer.kill()
         if lease.told_s is not None and now - lease.told_s > self.bench.settings.stop_grace_s:
             log.warning("no checkpoint within the grace period: killed", grace_s=self.bench.settings.stop_grace_s)
-            _kill_group(trainer)
+            trainer.kill()
 
     def _reap(self, trainer: Trainer) -> int | None:
         exit_code = trainer.wait(KILL_WAIT_S)  # its pipe is closed: it is on its way out
         if exit_code is None:
-            _kill_group(trainer)
+            trainer.kill()
             exit_code = trainer.wait(KILL_WAIT_S)
         return exit_code
 
@@ -321,7 +321,7 @@ class _Lease:
         """The trainer to kill when the lease ends, or at once if it has."""
         self._trainer = trainer
         if self.over.is_set():
-            _kill_group(trainer)
+            trainer.kill()
 
     def stop(self) -> None:
         """The trainer is gone: no more renewals, so that the end is written by one thread alone."""
@@ -336,7 +336,7 @@ class _Lease:
     def fence(self) -> None:
         self.over.set()
         if self._trainer is not None:
-            _kill_group(self._trainer)
+            self._trainer.kill()
 
     def tell_to_stop(self) -> None:
         """Ask the trainer, once, for a checkpoint and its end."""
@@ -413,15 +413,6 @@ def _clear_leftovers(run_dir: Path, last_attempt: int, registered: set[str]) -> 
                 shutil.rmtree(found, ignore_errors=True)
         with suppress(OSError):
             attempt_dir.rmdir()  # only when empty
-
-
-def _kill_group(trainer: Trainer) -> None:
-    """SIGKILL the trainer and its loader workers; those that are gone are no error."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(trainer.pid, signal.SIGKILL)
-    if trainer.wait(0) is None:  # it may not have made its group yet; a number that is free again must not be hit
-        with suppress(ProcessLookupError):
-            os.kill(trainer.pid, signal.SIGKILL)
 
 
 def _dump_stacks(pid: int) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from queue import SimpleQueue
@@ -28,7 +30,7 @@ LOST_EXIT = 255  # what multiprocessing reports for a child whose forkserver die
 
 
 class Trainer:
-    """A trainer process. Its end is noticed through `sentinel`, a descriptor that becomes readable."""
+    """A process forked from the template: a trainer, or the child of a task. `sentinel` becomes readable when it ends."""
 
     def __init__(self, process: ForkServerProcess, lock: threading.Lock) -> None:
         self._process, self._lock = process, lock
@@ -42,6 +44,14 @@ class Trainer:
             return None
         with self._lock:  # the standard library reads the exit status once; two readers at a time would lose it
             return self._process.exitcode
+
+    def kill(self) -> None:
+        """SIGKILL the process and those it made; those that are gone are no error."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        if self.wait(0) is None:  # it may not have made its group yet; a number that is free again must not be hit
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
         with self._lock:
@@ -62,7 +72,7 @@ class Template:
         self._on_ready = on_ready
         self._exit_lock = threading.Lock()
         self._stopping = threading.Event()
-        self._wanted: SimpleQueue[tuple[child.Launch, Future[Trainer]]] = SimpleQueue()
+        self._wanted: SimpleQueue[tuple[child.Launch | child.Errand, Future[Trainer]]] = SimpleQueue()
         self._bell_in, self._bell_out = os.pipe()
         self.ready = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="template-keeper", daemon=True)
@@ -76,8 +86,8 @@ class Template:
         self._ring()
         self._keeper.join(timeout=10)
 
-    def spawn(self, launch: child.Launch) -> Trainer:
-        """Fork a trainer; a template that has died is started again first (seconds). Raises OSError or EOFError when that fails."""
+    def spawn(self, launch: child.Launch | child.Errand) -> Trainer:
+        """Fork a trainer or the child of a task; a template that has died is started again first (seconds). Raises OSError or EOFError when that fails."""
         started: Future[Trainer] = Future()
         self._wanted.put((launch, started))
         self._ring()
@@ -127,7 +137,7 @@ class Template:
         while not self._wanted.empty():
             launch, started = self._wanted.get()
             try:
-                started.set_result(self._start(child.train, launch))
+                started.set_result(self._start(child.train if isinstance(launch, child.Launch) else child.run_errand, launch))
             except (OSError, EOFError) as error:
                 started.set_exception(error)
 

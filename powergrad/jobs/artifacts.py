@@ -1,6 +1,6 @@
 """The files of jobs, below one root: a directory, or any fsspec URL.
 
-jobs/<id>/checkpoints/a<attempt>/step-…/   jobs/<id>/logs/a<attempt>.log
+jobs/<id>/checkpoints/a<attempt>/step-…/   jobs/<id>/artifacts/a<attempt>/…   jobs/<id>/logs/a<attempt>.log   tasks/<id>/…
 """
 
 from __future__ import annotations
@@ -30,9 +30,20 @@ class Artifacts:
 
     def local_path(self, path: str) -> Path:
         """Where a file is, for a process that reads files."""
+        self.root()
+        return Path(self._full(path))
+
+    def root(self) -> Path:
+        """The directory that paths are relative to."""
         if not self.is_local:
             raise ValueError("trainers work on a directory: the artifact root is not one")
-        return Path(self._full(path))
+        return Path(self._base)
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put a small file there, its directories made if need be."""
+        full = self._full(path)
+        self._fs.makedirs(full.rpartition("/")[0], exist_ok=True)
+        self._fs.pipe_file(full, data)
 
     def size(self, path: str) -> int | None:
         """Bytes of a file; None when it does not exist."""

@@ -50,6 +50,7 @@ from powergrad.jobs.tables import (
     job_labels,
     jobs,
     metric_chunks,
+    tasks,
 )
 
 LOCAL_OWNER = "local"
@@ -378,6 +379,8 @@ def remove(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> str:
         raise IllegalMove("delete", row.state, "cancel it first")
     for table in (job_labels, attempts, events, metric_chunks, checkpoints, artifacts, idempotency_keys):
         tx.run(delete(table).where(table.c.job_id == job_id))
+    for task in tx.all(delete(tasks).where(tasks.c.job_id == job_id).returning(tasks.c.id)):
+        owe(tx, f"tasks/{task.id}")
     tx.run(delete(jobs).where(jobs.c.id == job_id))
     owe(tx, job_dir(job_id))
     return job_dir(job_id)

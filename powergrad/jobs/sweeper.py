@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from powergrad.jobs import lifecycle
+from powergrad.jobs import lifecycle, tasks
 from powergrad.jobs.artifacts import Artifacts
 from powergrad.jobs.store import Store, is_unavailable
 
@@ -25,18 +25,21 @@ def sweep_once(store: Store, artifacts: Artifacts, ring: Callable[[], None]) -> 
     """One round: move lapsed jobs on, free the files of removed ones, ring when a job is due. None when there was nothing to do."""
     with store.read() as tx:
         due = lifecycle.has_work(tx, gpus=1)
-        needed = lifecycle.needs_sweep(tx)
+        needed = lifecycle.needs_sweep(tx) or tasks.needs_sweep(tx)
     if not needed:
         if due:
             ring()
         return None
     with store.write() as tx:
+        again = tasks.sweep(tx)  # first: what it gives up is freed below
         swept = lifecycle.sweep(tx)
     for path in swept.debts:
         _free(store, artifacts, path)
     for job_id, state in swept.moved:
         log.warning("lease lapsed", job=job_id, state=state.value)
-    if swept.runnable:
+    for task_id in again:
+        log.warning("lease lapsed", task=task_id)
+    if swept.runnable or again:
         ring()
     return swept
 

@@ -1,0 +1,132 @@
+"""Tasks in a real worker: claimed beside its slots, run in limited children, their ends told apart."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from powergrad.jobs import tasks
+from tests.worker.conftest import Place, until
+from worker import tasks as running
+
+ERRANDS = ("look_around", "refuse", "blunder", "die", "devour", "spin", "hang", "babble")
+
+
+@pytest.fixture(autouse=True)
+def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ERRANDS:
+        monkeypatch.setitem(running.KINDS, name, f"tests.worker.errands:{name}")
+
+
+def submit(place: Place, kind: str, **arguments: Any) -> str:
+    with place.store.write() as tx:
+        task_id = tasks.new_id(tx)
+        tasks.submit(tx, task_id, kind, arguments)
+    place.service.artifacts.write(f"{tasks.task_dir(task_id)}/image", b"input")
+    place.service.tasks.wake()
+    return task_id
+
+
+def ended(place: Place, task_id: str) -> dict[str, Any]:
+    def look() -> dict[str, Any] | None:
+        with place.store.read() as tx:
+            task = tasks.get(tx, task_id)
+        return task if task["finished_at"] else None
+
+    found: dict[str, Any] = until(look)
+    return found
+
+
+def test_a_child_has_its_arguments_and_its_limits(place: Place) -> None:
+    task = ended(place, submit(place, "look_around", size=3))
+    assert (task["state"], task["attempt"], task["error"]) == ("succeeded", 1, None)
+    found = task["result"]
+    assert found["arguments"] == {"size": 3}
+    assert Path(found["root"]) == place.service.settings.data_dir
+    assert (found["nice"], found["own_group"], found["gpus"]) == (10, True, "")
+    assert found["pid"] not in (os.getpid(), 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "said"),
+    [
+        ("refuse", "data_unreadable", "the image: is none"),
+        ("blunder", "crashed", "RuntimeError: a defect"),
+        ("die", "crashed", "SIGKILL"),
+        ("devour", "out_of_memory_host", ""),
+        ("babble", "internal", "more than 4,194,304 bytes"),
+        ("unheard_of", "internal", "'unheard_of'"),
+    ],
+)
+def test_a_childs_end_is_told_and_the_worker_goes_on(place: Place, kind: str, code: str, said: str) -> None:
+    task = ended(place, submit(place, kind))
+    assert (task["state"], task["result"], task["error"]["code"]) == ("failed", None, code)
+    assert said in task["error"]["detail"]
+    assert ended(place, submit(place, "look_around"))["state"] == "succeeded"
+
+
+def test_a_child_that_computes_too_long_is_ended(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "CPU_S", 1)
+    error = ended(place, submit(place, "spin"))["error"]
+    assert (error["code"], error["detail"]) == ("deadline", "it took more than 1 s of processor time")
+
+
+def test_a_child_that_hangs_is_killed_with_its_own_children(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "DEADLINE_S", 1.0)
+    error = ended(place, submit(place, "hang"))["error"]
+    assert (error["code"], error["detail"]) == ("deadline", "it took longer than 1 s")
+    group = int((place.service.settings.data_dir / "tasks" / "hanging").read_text())
+    until(lambda: not _is_there(group))
+
+
+def _is_there(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_the_files_of_a_task_go_with_its_end(place: Place) -> None:
+    task_id = submit(place, "look_around")
+    ended(place, task_id)
+    until(lambda: not (place.service.settings.data_dir / tasks.task_dir(task_id)).exists())
+
+
+def test_a_task_runs_though_every_slot_is_taken(place: Place) -> None:
+    jobs = [place.submit(epochs=1000) for _ in range(2)]
+    for job in jobs:
+        place.until_step(job, 1)
+    assert ended(place, submit(place, "look_around"))["state"] == "succeeded"
+    assert all(place.job(job)["state"] == "running" for job in jobs)
+    cancel(place, jobs)
+
+
+def cancel(place: Place, jobs: list[str]) -> None:
+    from powergrad.jobs import lifecycle
+
+    for job in jobs:
+        with place.store.write() as tx:
+            lifecycle.cancel(tx, job)
+        place.until_state(job, "cancelled")
+
+
+@pytest.fixture(scope="module")
+def trained(place: Place) -> str:
+    job = place.submit(epochs=1)
+    assert place.until_state(job, "succeeded", "failed")["state"] == "succeeded"
+    return job
+
+
+def test_a_run_leaves_what_a_prediction_needs(place: Place, trained: str) -> None:
+    from powergrad.jobs import queries
+
+    with place.store.read() as tx:
+        found = {name: queries.find_artifact(tx, trained, name) for name in ("labels.json", "preprocessing.json")}
+    folder = place.service.settings.data_dir / "jobs" / trained
+    assert json.loads((folder / found["labels.json"].path).read_text()) == [str(i) for i in range(10)]
+    assert json.loads((folder / found["preprocessing.json"].path).read_text())["image_size"] == 8
