@@ -46,6 +46,8 @@ def alpha_at(step: int, *, spec: TrainSpec, steps_per_epoch: int) -> float:
     if not isinstance(alpha, AlphaSchedule):
         return alpha
     share = _share(step, (alpha.epochs or spec.epochs) * steps_per_epoch)
+    if share == 1.0:
+        return alpha.end  # the sum below may miss it by a last bit
     if alpha.shape == "cosine":
         share = (1.0 - math.cos(math.pi * share)) / 2.0
     return alpha.start + (alpha.end - alpha.start) * share
@@ -70,7 +72,7 @@ def _share(step: int, length: int) -> float:
 def _one_cycle(step: int, steps: int, peak: float, schedule: OneCycleSpec) -> float:
     begin = peak / schedule.start_factor
     top = schedule.peak_at * steps - 1  # torch's: a fraction of a step is a fraction of the way
-    if step <= top:
+    if step <= top and top > 0:  # else there is no way up to the peak
         return _half_cosine(begin, peak, step / top)
     return _half_cosine(peak, begin / schedule.end_factor, (step - top) / max(steps - 1 - top, 1e-9))
 
