@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import OrderedDict
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 
 from powergrad.clip import clip_gradients
@@ -85,6 +89,52 @@ def test_agc_shows_a_gradient_that_is_not_finite() -> None:
     bias.grad[0] = float("inf")
     clip_gradients(model, ClipSpec(mode="agc", value=0.01))
     assert not bias.grad.isfinite().all()
+
+
+SHAPES = [(8, 4, 3, 3), (8, 1, 3, 3), (5, 7), (1, 1), (3, 4, 5), (16,), (1,), ()]
+
+
+@st.composite
+def models(draw: st.DrawFn) -> tuple[nn.Module, nn.Module]:
+    """The same weights and gradients twice: of several shapes, in fp32 or bf16, some zero, infinite or missing."""
+    rng = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    model = nn.Module()
+    for i, shape in enumerate(draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=5))):
+        weight, grad = (torch.randn(shape, generator=rng) * 10.0 ** draw(st.integers(-9, 4)) for _ in range(2))
+        parameter = nn.Parameter((weight * draw(st.sampled_from([0.0, 1.0]))).to(dtype))
+        kind = draw(st.sampled_from(["plain", "plain", "zero", "infinite", "nan", "missing"]))
+        if kind != "missing":
+            parameter.grad = (grad * (kind != "zero")).to(dtype)
+            if kind in {"infinite", "nan"}:
+                parameter.grad.view(-1)[0] = math.inf if kind == "infinite" else math.nan
+        model.register_parameter(f"weight{i}", parameter)
+    other = copy.deepcopy(model)
+    for mine, theirs in zip(other.parameters(), model.parameters(), strict=True):
+        mine.grad = None if theirs.grad is None else theirs.grad.clone()
+    return model, other
+
+
+@settings(max_examples=300)
+@given(pair=models(), factor=st.sampled_from([1e-3, 0.01, 0.1, 1.0]))
+def test_agc_is_timms_to_the_last_bit(pair: tuple[nn.Module, nn.Module], factor: float) -> None:
+    ours, timms = pair
+    clip_gradients(ours, ClipSpec(mode="agc", value=factor), classifiers=())
+    adaptive_clip_grad(timms.parameters(), clip_factor=factor)
+    for mine, theirs in zip(ours.parameters(), timms.parameters(), strict=True):
+        assert (mine.grad is None) == (theirs.grad is None)
+        if mine.grad is not None and theirs.grad is not None:
+            assert mine.grad.dtype == theirs.grad.dtype
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=0.0, atol=0.0, equal_nan=True)
+
+
+@pytest.mark.parametrize("classifiers", [("fc",), ("bn", "fc"), ("f",)])
+def test_agc_leaves_out_the_layers_that_are_named_and_no_namesakes(classifiers: tuple[str, ...]) -> None:
+    model = make_model(gradient_scale=10.0)
+    before = grads(model)
+    clip_gradients(model, ClipSpec(mode="agc", value=0.01), classifiers=classifiers)
+    untouched = {name for name, grad in grads(model).items() if torch.equal(grad, before[name])}
+    assert untouched == {name for name in before if name.split(".")[0] in classifiers}
 
 
 @pytest.mark.parametrize("bound", [0.5, 1e6])
