@@ -7,6 +7,7 @@ agent never restarts anything. Nothing listens outside this machine: the store, 
 
 from __future__ import annotations
 
+import gc
 import inspect
 import logging
 import os
@@ -154,7 +155,7 @@ class Ranks:
         return wrapped
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
-        """For all but the last micro-batch of a step: gradients stay here, to be summed over ranks with the last one's."""
+        """Around forward and backward of all but a step's last micro-batch: gradients stay here, to be summed with the last one's."""
         return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
     def convert_sync_bn(self, model: nn.Module) -> nn.Module:
@@ -203,16 +204,18 @@ def launch(config: TrainerConfig, *, body: Body, emit: Emit, orders: Orders) -> 
     break. A SIGTERM ends the ranks, then this process.
     """
     board = _Switchboard(_Pipes(config.ranks), emit=emit, orders=orders)
-    agent = os.getpid()
-    fallback: ChildFailedError | None = None
-    with _own_signals(), board.listening(), TemporaryDirectory(prefix="powergrad-ranks-") as logs:
-        try:
-            elastic_launch(_launch_config(config, logs), _rank)(config, body, board.pipes, agent)
-        except ChildFailedError as error:
-            fallback = error
+    first: tuple[int, int | None] | None = None
+    try:
+        with _own_signals(), board.listening(), TemporaryDirectory(prefix="powergrad-ranks-") as logs:
+            elastic_launch(_launch_config(config, logs), _rank)(config, body, board.pipes, os.getpid())
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        first = rank, failure.exitcode
+    # the agent is a cycle that holds the store, whose server is a thread: left to be collected in a later fork, it would crash there
+    gc.collect()
     if board.broken is not None:
         raise board.broken
-    return board.verdict(fallback)
+    return board.verdict(first)
 
 
 def _launch_config(config: TrainerConfig, logs: str) -> LaunchConfig:
@@ -348,13 +351,15 @@ class _Switchboard:
             thread.join()
             self._close(*self._open)
 
-    def verdict(self, fallback: ChildFailedError | None) -> Done | Failure:
-        """How the whole ended: by the first failure that no other one caused, or well."""
+    def verdict(self, first: tuple[int, int | None] | None) -> Done | Failure:
+        """How the whole ended: by the first failure that no other one caused, or well.
+
+        first: the rank that the agent saw fail, and its exit code: all that is known of ranks that never came to speak.
+        """
         if self._ends:
             return min(self._ends, key=lambda end: end.cause).failure
-        if fallback is not None:
-            rank, failure = fallback.get_first_failure()
-            return _died(rank, self._size, failure.exitcode)
+        if first is not None:
+            return _died(first[0], self._size, first[1])
         assert self._done is not None, "the agent returned, so every rank has said its last word"
         return self._done
 
@@ -466,6 +471,7 @@ class _Told:
 def _rank(config: TrainerConfig, body: Body, pipes: _Pipes, agent: int) -> None:
     """The body of a rank's process: the elastic agent has forked it and set its environment."""
     die_with_parent(agent)
+    gc.freeze()  # what came along is the agent's: its threads are not here, and what stands on them must not be taken down here
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the agent's handler came along, and would not run inside a collective
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the agent decides
     rank = int(os.environ["RANK"])
