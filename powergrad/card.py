@@ -38,10 +38,11 @@ PICTURE_BYTES = 2 * 2**20
 _MEDIA_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 _SPLIT = re.compile(r"^(?P<split>(?:ema_)?(?:val|test))_(?P<name>.+)$")
 _MEANINGS = {
-    "loss": "cross-entropy, nats",
     "top1": "share of images whose likeliest class is right",
     "top5": "share of images whose class is among the five likeliest",
+    "loss": "cross-entropy, nats",
 }
+"""In the order in which they are wanted; others follow."""
 
 Point = Mapping[str, Any]
 """`step`, `epoch` and values by name; None is a value that is not finite."""
@@ -252,7 +253,9 @@ def _scores(facts: Facts) -> str:
     if splits:
         titles = {"val": "validation", "ema_val": "validation, averaged weights", "test": "test", "ema_test": "test, averaged weights"}
         lines += ["| metric | " + " | ".join(titles[split] for split in splits) + " |", "|---" * (len(splits) + 1) + "|"]
-        lines += [f"| {_titled(name)} | " + " | ".join(_cell(row, split) for split in splits) + " |" for name, row in table.items()]
+        wanted = list(_MEANINGS)
+        rows = sorted(table.items(), key=lambda row: wanted.index(row[0]) if row[0] in wanted else len(wanted))
+        lines += [f"| {_titled(name)} | " + " | ".join(_cell(row, split) for split in splits) + " |" for name, row in rows]
         lines += ["", _HONESTY_TESTED if any("test" in split for split in splits) else _HONESTY]
     else:
         lines.append("These weights have not been evaluated.")

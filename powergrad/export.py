@@ -17,6 +17,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -168,7 +169,7 @@ def environment(device: torch.device | None = None) -> dict[str, str]:
     found = {
         "powergrad": __version__,
         "torch": torch.__version__,
-        "numpy": np.__version__,
+        **{name: version(name) for name in ("torchvision", "timm", "numpy") if importlib.util.find_spec(name) is not None},
         "python": platform.python_version(),
         "system": platform.system(),
         "machine": platform.machine(),
@@ -345,8 +346,13 @@ def _zipped(contents: dict[str, Path | bytes], path: Path) -> Path:
 
 
 def _in_unit_range(values: Tensor) -> tuple[float, ...]:
-    """Nine digits: times 255 they are the very float32 values again."""
-    return tuple(float(f"{value / 255:.9g}") for value in values.flatten().tolist())
+    return tuple(_shortest(np.float32(value)) for value in values.flatten().tolist())
+
+
+def _shortest(value: np.float32) -> float:
+    """A 255th in the fewest digits that, times 255, are the very float32 value again; nine always are."""
+    short = (float(f"{float(value) / 255:.{digits}g}") for digits in range(1, 10))
+    return next(one for one in short if np.float32(one * 255) == value)
 
 
 def _three(values: tuple[float, ...]) -> list[float]:

@@ -20,6 +20,8 @@ import onnxruntime  # type: ignore[import-untyped]
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -201,7 +203,7 @@ def test_a_network_without_normalisation(tmp_path: Path) -> None:
 
 
 def test_a_network_of_timms(tmp_path: Path) -> None:
-    model = build_model("timm/mobilenetv3_small_050", num_classes=10, image_size=SIZE, norm=None, generator_seed=0)
+    model = build_model("timm/test_efficientnet", num_classes=10, image_size=SIZE, norm=None, generator_seed=0)
     images = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(5))
     paths = exported(model, tmp_path, "torch_export", "onnx")
     expected = logits_of(model, images)
@@ -362,6 +364,16 @@ def test_the_script_normalises_as_training_does_to_the_bit(trained_on_folders: t
     files = sorted(path for kind in folder.iterdir() for path in kind.iterdir())
     mine = [inference.preprocessed(path, rules)[0] for path in files]
     assert all(any(torch.equal(one, other) for other in mine) for one in images)
+
+
+@given(st.lists(st.floats(2**-7, 1.0, width=32), min_size=3, max_size=3))
+def test_mean_and_deviation_come_back_as_the_very_values_of_training(values: list[float]) -> None:
+    written = exporting._in_unit_range(torch.tensor(values)[None, :, None, None] * 255)
+    assert torch.equal(torch.tensor(written, dtype=torch.float64).mul(255).float(), torch.tensor(values) * 255)
+
+
+def test_a_mean_of_few_digits_is_written_in_few_digits() -> None:
+    assert exporting._in_unit_range(torch.tensor(PREPROCESSING.mean) * 255) == PREPROCESSING.mean
 
 
 def test_a_grey_data_set_makes_images_grey_first(tmp_path: Path) -> None:

@@ -62,14 +62,18 @@ def held_out() -> Tensor:
     return next(data.held_out_batches(data.val, batch_size=20))[0]
 
 
-def onnx_logits(path: Path, images: Tensor) -> Tensor:
+def logits_of(path: Path, images: Tensor) -> Tensor:
+    """What an exported file computes."""
+    if path.suffix == ".pt2":
+        logits: Tensor = torch.export.load(path).module()(images)
+        return logits
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
 def same(path: Path, model: nn.Module) -> bool:
     with torch.no_grad():
-        return torch.allclose(onnx_logits(path, held_out()), model(held_out()), atol=ATOL, rtol=0)
+        return torch.allclose(logits_of(path, held_out()), model(held_out()), atol=ATOL, rtol=0)
 
 
 def test_the_best_checkpoint_is_exported_in_the_forms_asked_for(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,10 +96,10 @@ def test_the_best_checkpoint_is_exported_in_the_forms_asked_for(trained: Path, t
 def test_another_checkpoint_can_be_named(trained: Path, tmp_path: Path, wanted: str) -> None:
     first, last = entries(trained)
     assert first["id"] == "step-00000003"
-    assert main(["export", str(trained), "--format", "onnx", "--checkpoint", wanted, "--out", str(tmp_path)]) == 0
+    assert main(["export", str(trained), "--format", "torch_export", "--checkpoint", wanted, "--out", str(tmp_path)]) == 0
     expected, other = (last, first) if wanted == "latest" else (first, last)
-    assert same(tmp_path / "model.onnx", network(trained, expected))
-    assert not same(tmp_path / "model.onnx", network(trained, other))
+    assert same(tmp_path / "model.pt2", network(trained, expected))
+    assert not same(tmp_path / "model.pt2", network(trained, other))
 
 
 def test_a_run_that_left_no_class_names_is_described_by_its_data(run_dir: Path) -> None:
@@ -158,10 +162,10 @@ def test_an_average_is_exported_where_the_run_keeps_one(run_dir: Path) -> None:
     published = checkpoint.publish(run_dir, attempt=2, step=9, epoch=3, weights=weights, ema=averaged, state={})
     with (run_dir / "checkpoints.jsonl").open("a") as file:
         file.write(json.dumps(entry | {"id": published.id, "path": published.path, "step": 9, "epoch": 3}) + "\n")
-    assert main(["export", str(run_dir), "--format", "onnx", "--checkpoint", published.id, "--average"]) == 0
+    assert main(["export", str(run_dir), "--format", "torch_export", "--checkpoint", published.id, "--average"]) == 0
     model = network(run_dir, entry)
     model.load_state_dict(averaged)
-    assert same(run_dir / "exports" / "model.onnx", model)
+    assert same(run_dir / "exports" / "model.pt2", model)
 
 
 def test_what_cannot_be_exported_is_told_beside_what_was_made(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
