@@ -27,7 +27,7 @@ from powergrad.cli.watch import Board, LineWriter, Row
 if TYPE_CHECKING:
     from powergrad.checkpoint import Manifest
     from powergrad.jobs.spec import JobSpec
-    from powergrad.protocol import Done, Failure, Message, ResumePoint, TrainerConfig
+    from powergrad.protocol import Done, Failure, InitialWeights, Message, ResumePoint, TrainerConfig
     from powergrad.spec import TrainSpec
 
 
@@ -54,15 +54,31 @@ def train(
         typer.Option("--data-root", parser=console.path, metavar="PATH", help="Where data sets lie.", show_default="~/.powergrad/datasets"),
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu or cuda:0.", show_default="cuda:0 where there is one")] = None,
+    ranks: Annotated[
+        int | None, typer.Option("--ranks", min=1, max=64, help="Processes that share each batch.", show_default="resources.gpus, or 1")
+    ] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--init-from", parser=console.path, metavar="CHECKPOINT", help="Start from another run's weights: a checkpoint's directory."
+        ),
+    ] = None,
 ) -> None:
     """Train here and now, without a server. Ctrl-C writes a checkpoint; the same command goes on from it, with the same result."""
     if device not in {None, "cpu", "cuda:0"}:
         raise Problem(f"--device {device}: must be cpu or cuda:0", advice="Another GPU: CUDA_VISIBLE_DEVICES=1", code=Code.USAGE)
     spec = _checked(specfile.changed(specfile.read(file), settings or []))
+    if spec.model.init_from is not None:
+        raise Problem(
+            f"model.init_from={spec.model.init_from}: names a job, and there is no server here",
+            advice="Leave it out and use --init-from RUN_DIR/checkpoints/a1/step-…",
+            code=Code.REFUSED,
+        )
     with _locked(run_dir):
         console.say("[dim]Loading torch …[/]")
         _load_torch()
-        config = _config(spec, run_dir.absolute(), (data_root or default_data_dir() / "datasets").absolute(), device)
+        root = (data_root or default_data_dir() / "datasets").absolute()
+        config = _config(spec, run_dir.absolute(), root, device, ranks=ranks, init_from=init_from)
         _finish(_run(config), config)
 
 
@@ -108,7 +124,9 @@ def _load_torch() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def _config(spec: JobSpec, run_dir: Path, data_root: Path, device: str | None) -> TrainerConfig:
+def _config(
+    spec: JobSpec, run_dir: Path, data_root: Path, device: str | None, *, ranks: int | None, init_from: Path | None
+) -> TrainerConfig:
     import torch
 
     from powergrad.protocol import TrainerConfig
@@ -117,8 +135,14 @@ def _config(spec: JobSpec, run_dir: Path, data_root: Path, device: str | None) -
         raise Problem("--device cuda:0: torch finds no GPU here", advice="--device cpu, or see: powergrad doctor")
     wants_gpu = spec.resources.gpus != 0 and torch.cuda.is_available()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = _same_as_before(run_dir, spec.training(), spec.resources.cpu_threads or cores)
     found = _checkpoints(run_dir)
+    on_gpus = (device or "cuda:0") != "cpu" and wants_gpu
+    processes = ranks or (spec.resources.gpus or 1 if on_gpus else 1)
+    if on_gpus and processes > torch.cuda.device_count():
+        raise Problem(
+            f"{processes} processes need as many GPUs, torch finds {torch.cuda.device_count()}", advice="--ranks 1, or --device cpu"
+        )
+    threads = _same_as_before(run_dir, spec.training(), threads=spec.resources.cpu_threads or cores, ranks=processes)
     return TrainerConfig(
         run_id=run_dir.name,
         attempt=_last_attempt(run_dir) + 1,
@@ -127,30 +151,46 @@ def _config(spec: JobSpec, run_dir: Path, data_root: Path, device: str | None) -
         data_root=str(data_root),
         device=device or ("cuda:0" if wants_gpu else "cpu"),
         cpu_threads=threads,
+        ranks=processes,
+        init_from=None if init_from is None else _initial_weights(init_from),
         resume=[_resume_point(run_dir, path, manifest) for path, manifest in found],
     )
 
 
-def _same_as_before(run_dir: Path, spec: TrainSpec, threads: int) -> int:
+def _initial_weights(checkpoint: Path) -> InitialWeights:
+    from powergrad.checkpoint import MODEL, CheckpointError, read_manifest
+    from powergrad.protocol import InitialWeights
+
+    try:
+        manifest = read_manifest(checkpoint)
+    except CheckpointError as error:
+        raise Problem(
+            f"--init-from {checkpoint}: {error}", advice="Name the directory of a checkpoint: RUN_DIR/checkpoints/a1/step-…"
+        ) from error
+    return InitialWeights(path=str(checkpoint.absolute() / MODEL), sha256=manifest.model.sha256)
+
+
+def _same_as_before(run_dir: Path, spec: TrainSpec, *, threads: int, ranks: int) -> int:
     """The thread count the run began with (it is part of its bits). Raises Problem if the directory holds a run of another spec.
 
     A directory without a checkpoint holds no run yet: nothing would be gone on with, so it takes any spec.
     """
     record = run_dir / "run.json"
-    now = spec.model_dump(mode="json")
+    now = {"spec": spec.model_dump(mode="json"), "ranks": ranks}
     if not record.exists() or not any(run_dir.glob("checkpoints/a*/step-*")):
-        record.write_text(json.dumps({"spec": now, "cpu_threads": threads}, indent=2) + "\n")
+        record.write_text(json.dumps(now | {"cpu_threads": threads}, indent=2) + "\n")
         return threads
     try:
         before = json.loads(record.read_text())
-        other = sorted(_differences(before["spec"], now))
+        other = sorted(name.removeprefix("spec.") for name in _differences({"spec": before["spec"], "ranks": before["ranks"]}, now))
+        threads = int(before["cpu_threads"])
     except (ValueError, KeyError, TypeError) as error:
         raise Problem(f"{record}: does not say which spec trained here", advice="Choose another --run-dir.") from error
     if other:
         raise Problem(
             f"{run_dir}: holds a run of another spec; different: {', '.join(other)}", advice="Choose another --run-dir, or the old spec."
         )
-    return int(before["cpu_threads"])
+    return threads
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
@@ -272,6 +312,9 @@ class Record:
             case "checkpoint":
                 _append(self.run_dir / "checkpoints.jsonl", message.model_dump())
                 self._delete_old_checkpoints()
+            case "rolled_back":
+                console.say(f"[yellow]rolled back[/]: {escape(message.detail)}")
+                self._cut_metrics_back(message.to_step)
             case "checkpoint_skipped" | "checkpoint_failed" | "note":
                 console.say(f"[yellow]{message.type.replace('_', ' ')}[/]: {escape(message.detail)}")
             case "phase":

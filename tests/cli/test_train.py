@@ -80,9 +80,23 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(spec: str, tmp_path
     assert len(list(whole.glob("checkpoints/a1/step-*"))) <= 2, "the newest and the best are kept, as the spec says"
 
 
+def test_a_run_starts_from_another_runs_weights(spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", spec, "--run-dir", str(tmp_path / "first"), "--set", "epochs=1"]) == 0
+    start = Path(capsys.readouterr().out.strip()).parent
+    glyphs = ["--set", "data={dataset: glyphs, classes: 12, train_per_class: 20, val_per_class: 2, image_size: 8, batch_size: 64}"]
+    arguments = ["train", spec, "--run-dir", str(tmp_path / "second"), "--set", "epochs=1", *glyphs]
+    assert main([*arguments, "--init-from", str(start)]) == 0
+    assert "the classifier has another size and starts fresh (fc.weight, fc.bias)" in " ".join(capsys.readouterr().err.split())
+
+    assert main([*arguments, "--init-from", str(tmp_path)]) == 1
+    assert "manifest.json: missing or not a manifest" in " ".join(capsys.readouterr().err.split())
+    assert main(["train", spec, "--run-dir", str(tmp_path / "third"), "--set", f"model.init_from=job_{'0' * 26}"]) == 3
+    assert "--init-from" in capsys.readouterr().err
+
+
 def test_a_directory_of_another_spec_is_refused_with_the_difference(spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run" / "checkpoints" / "a1" / "step-00000004").mkdir(parents=True)
-    (tmp_path / "run" / "run.json").write_text(json.dumps({"spec": {**SPEC, "epochs": 5}, "cpu_threads": 1}))
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"spec": {**SPEC, "epochs": 5}, "cpu_threads": 1, "ranks": 1}))
     assert main(["train", spec, "--run-dir", str(tmp_path / "run")]) == 1
     assert "epochs" in capsys.readouterr().err
 
