@@ -21,7 +21,7 @@ DRAINED = 16  # times the limit: so much is read and dropped, because a sender t
 
 async def read_json(request: Request) -> Any:
     """The decoded body, `ABSENT` where there is none. Raises Refused (400, 413)."""
-    raw = await _read(request, request.app.state.parts.settings.max_body_bytes)
+    raw = await read_bytes(request, request.app.state.parts.settings.max_body_bytes)
     if not raw:
         return ABSENT
     try:
@@ -50,7 +50,8 @@ def checked(model: type[M], body: Any) -> M:
         raise InvalidSpec(violations_of(error)) from None
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def read_bytes(request: Request, limit: int) -> bytes:
+    """The body as it is. Raises Refused (413)."""
     chunks, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)

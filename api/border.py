@@ -17,6 +17,8 @@ from api.measures import Measures
 from api.settings import is_loopback
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+TAKES_IMAGES = "/v1/predict/"
+IMAGES = ("image/jpeg", "image/png", "image/webp")  # a page of another origin cannot send these either, unless this server allows it
 LONGEST_HOST = 255  # of a DNS name; what is remembered of Host headers stays small
 
 
@@ -30,7 +32,7 @@ class Border:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refused = _refusal(scope["method"], Headers(scope=scope))
+        refused = _refusal(scope["method"], scope["path"], Headers(scope=scope))
         if refused is not None:
             kind, detail = refused
             await problem(kind, detail, instance=scope["path"])(scope, receive, send)
@@ -53,7 +55,7 @@ class Border:
         await self._app(scope, receive, noting)
 
 
-def _refusal(method: str, headers: Headers) -> tuple[Kind, str] | None:
+def _refusal(method: str, path: str, headers: Headers) -> tuple[Kind, str] | None:
     host = headers.get("host", "")
     if len(host) > LONGEST_HOST or not _names_this_machine(host):
         return errors.FORBIDDEN_HOST, f"Host: {host[:200]!r}: must be a loopback name or address, such as 127.0.0.1 or localhost"
@@ -63,9 +65,12 @@ def _refusal(method: str, headers: Headers) -> tuple[Kind, str] | None:
     if origin is not None and origin.partition("://")[2].lower() != host.lower():
         return errors.FORBIDDEN_ORIGIN, f"Origin: {origin[:200]!r}: only this server's own pages may change anything"
     has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-    if has_body and not _is_json(headers.get("content-type", "")):
-        return errors.UNSUPPORTED_MEDIA, f"Content-Type: {headers.get('content-type', '')[:200]!r}: must be application/json"
-    return None
+    content_type = headers.get("content-type", "")
+    kind = content_type.partition(";")[0].strip().lower()
+    if not has_body or (kind in IMAGES if path.startswith(TAKES_IMAGES) else _is_json(kind)):
+        return None
+    wanted = f"one of {', '.join(IMAGES)}" if path.startswith(TAKES_IMAGES) else "application/json"
+    return errors.UNSUPPORTED_MEDIA, f"Content-Type: {content_type[:200]!r}: must be {wanted}"
 
 
 @lru_cache(maxsize=256)
@@ -80,6 +85,5 @@ def host_name(host: str) -> str:
     return host.partition(":")[0]
 
 
-def _is_json(content_type: str) -> bool:
-    kind = content_type.partition(";")[0].strip().lower()
+def _is_json(kind: str) -> bool:
     return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))

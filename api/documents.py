@@ -185,6 +185,47 @@ class ArtifactListDocument(Document):
     data: list[ArtifactDocument]
 
 
+class ClassDocument(Document):
+    label: str
+    index: int
+    """Of the class among the job's classes."""
+    probability: Fraction
+
+
+class PredictionDocument(Document):
+    model_config = ConfigDict(title="Prediction")
+
+    object: Literal["prediction"]
+    job: str
+    checkpoint: str
+    predictions: list[ClassDocument]
+    """Likeliest first."""
+
+
+class TaskErrorDocument(Document):
+    code: str
+    detail: str
+
+
+class TaskDocument(Document):
+    """Short work of a worker's, kept for a day."""
+
+    model_config = ConfigDict(title="Task")
+
+    id: str
+    object: Literal["task"]
+    kind: str
+    job: str | None
+    state: Literal["queued", "running", "succeeded", "failed"]
+    attempt: int
+    result: dict[str, Any] | None
+    """What its kind answers: a Prediction for `predict`."""
+    error: TaskErrorDocument | None
+    created_at: AwareDatetime
+    started_at: AwareDatetime | None
+    finished_at: AwareDatetime | None
+
+
 class SeriesDocument(Document):
     model_config = ConfigDict(title="Series")
 
@@ -240,6 +281,34 @@ class CatalogueDocument(Document):
 
     object: Literal["list"]
     data: list[CatalogueEntryDocument]
+
+
+class PaperDocument(Document):
+    """What the paper got: single runs."""
+
+    row: int
+    train_top1: Fraction
+    val_top1: Fraction
+    gain: float | None
+    """Of val_top1 over the baseline's; null is a baseline."""
+
+
+class PresetDocument(Document):
+    model_config = ConfigDict(title="Preset")
+
+    name: str
+    object: Literal["preset"]
+    title: str
+    spec: dict[str, Any]
+    """A body for POST /v1/jobs."""
+    paper: PaperDocument
+
+
+class PresetListDocument(Document):
+    model_config = ConfigDict(title="PresetList")
+
+    object: Literal["list"]
+    data: list[PresetDocument]
 
 
 class ChecksDocument(Document):

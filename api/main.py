@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from api import errors, openapi
 from api.border import Border
 from api.parts import Parts
-from api.routes import artifacts, catalogue, checkpoints, events, health, jobs, logs, metrics, pages, workers
+from api.routes import artifacts, catalogue, checkpoints, events, health, jobs, logs, metrics, pages, predict, workers
 from api.settings import ApiSettings
 from powergrad import __version__
 
@@ -29,6 +29,7 @@ TAGS = [
     {"name": "logs", "description": "What the trainers wrote."},
     {"name": "checkpoints", "description": "Weights to download."},
     {"name": "artifacts", "description": "Tables, pictures and exports to download."},
+    {"name": "predictions", "description": "Ask a trained network about an image."},
     {"name": "catalogue", "description": "What a spec may say."},
     {"name": "workers", "description": "Who trains."},
     {"name": "health", "description": "Probes and measures."},
@@ -61,7 +62,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     )
     app.state.parts = parts
     app.include_router(jobs.busy)
-    for noun in (jobs, events, metrics, logs, checkpoints, artifacts, catalogue, workers, health):
+    for noun in (jobs, events, metrics, logs, checkpoints, artifacts, predict, catalogue, workers, health):
         app.include_router(noun.router)
     pages.install(app)
     openapi.install(app, jobs.BODIES)

@@ -60,6 +60,11 @@ def json_request(model: type[BaseModel], *, is_required: bool = True, examples: 
     return {"requestBody": {"required": is_required, "content": {"application/json": media}}}
 
 
+def binary_request(media_types: Iterable[str]) -> dict[str, Any]:
+    """`openapi_extra` of a route whose body is a file."""
+    return {"requestBody": {"required": True, "content": {one: {"schema": {"type": "string", "format": "binary"}} for one in media_types}}}
+
+
 def install(app: FastAPI, bodies: Iterable[type[BaseModel]]) -> None:
     """Serve a document that holds the schemas of `bodies` and of the problem too."""
 

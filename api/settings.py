@@ -40,6 +40,10 @@ class ApiSettings(BaseSettings):
     """Free space below which no job is accepted (507)."""
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     """Largest request body (413)."""
+    max_image_bytes: int = Field(default=20_000_000, ge=1024)
+    """Largest image to predict (413)."""
+    predict_wait_s: float = Field(default=30.0, ge=0.0, le=60.0)
+    """How long a prediction is waited for before its task is named instead (202)."""
     ping_s: float = Field(default=15.0, gt=0.0)
     """How often a quiet event stream says `: ping`."""
     log_format: LogFormat = "console"

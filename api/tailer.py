@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import structlog
 from fastapi.sse import format_sse_event
 
-from powergrad.jobs import queries
+from powergrad.jobs import queries, tasks
 from powergrad.jobs.states import TERMINAL, JobState
 from powergrad.jobs.store import Store, Tx, is_unavailable
 
@@ -27,6 +27,7 @@ POLL_S = 0.075
 AWAY_S = 1.0  # between looks while the database is away
 BUFFERED = 256  # events a reader may be behind before it is sent to the database
 READ_AT_ONCE = 100
+TASK = "task_"
 IDS_AT_ONCE = 500  # SQLite takes 32,766 parameters, PostgreSQL 65,535: far below both, and short queries let others in
 
 T = TypeVar("T")
@@ -59,7 +60,7 @@ GONE = Pulse(-1, -1, None)
 
 @dataclass(eq=False)
 class Watcher:
-    """One who waits on a job. frames: None for those who want no events."""
+    """One who waits on a job (or a task, by its id). frames: None for those who want no events."""
 
     job_id: str
     pulse: Pulse | None = None
@@ -169,7 +170,7 @@ def _news(tx: Tx, known: dict[str, Pulse | None], wants_events: set[str]) -> tup
     found: dict[str, Pulse] = {}
     for start in range(0, len(ids), IDS_AT_ONCE):
         part = ids[start : start + IDS_AT_ONCE]
-        seen = queries.pulse(tx, part)
+        seen = _pulses(tx, part)
         found |= {job_id: Pulse(*seen[job_id]) if job_id in seen else GONE for job_id in part}
     frames = {}
     for job_id in wants_events:
@@ -177,6 +178,14 @@ def _news(tx: Tx, known: dict[str, Pulse | None], wants_events: set[str]) -> tup
         if before is not None and now.seq > before.seq:
             frames[job_id] = [frame_of(event) for event in queries.events_after(tx, job_id, before.seq, limit=BUFFERED)]
     return found, frames
+
+
+def _pulses(tx: Tx, ids: list[str]) -> dict[str, tuple[int, int, JobState]]:
+    """A task can be waited for as a job can."""
+    task_ids = [one for one in ids if one.startswith(TASK)]
+    job_ids = [one for one in ids if not one.startswith(TASK)]
+    found = queries.pulse(tx, job_ids) if job_ids else {}
+    return found | (tasks.pulse(tx, task_ids) if task_ids else {})
 
 
 def _tell(watcher: Watcher, pulse: Pulse, frames: list[Frame]) -> None:

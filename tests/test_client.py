@@ -427,3 +427,36 @@ def test_an_artifact_goes_on_where_it_broke_and_is_verified(ask: Ask, tmp_path: 
     assert path.read_bytes() == WEIGHTS
     assert [asked.headers["range"] for asked in server.asked[1:3]] == [None, "bytes=400000-"]
     assert server.asked[1].path == "/v1/jobs/job_1/artifacts/model.onnx"
+
+
+# --- predictions
+
+
+def test_a_prediction_that_takes_long_is_waited_for(ask: Ask, tmp_path: Path) -> None:
+    result = {
+        "object": "prediction",
+        "job": "job_1",
+        "checkpoint": "step-00000044",
+        "predictions": [{"label": "cat", "index": 0, "probability": 1.0}],
+    }
+    task = {"id": "task_1", "object": "task", "state": "running", "result": None, "error": None}
+    done = task | {"state": "succeeded", "result": result}
+    image = tmp_path / "cat.webp"
+    image.write_bytes(b"RIFF\x00\x00\x00\x00WEBP")
+    with FaultyServer(answer(202, json.dumps(task).encode()), answer(200, json.dumps(done).encode())) as server:
+        found = ask(server, "predict", "job_1", image, 3)
+    assert [one.label for one in found.predictions] == ["cat"]
+    assert server.asked[0].path == "/v1/predict/job_1?checkpoint=best&top=3"
+    assert server.asked[0].headers["content-type"] == "image/webp"
+    assert server.asked[1].path == "/v1/tasks/task_1"
+
+
+def test_a_prediction_that_fails_after_a_while_raises(ask: Ask) -> None:
+    task = {"id": "task_1", "object": "task", "state": "queued", "result": None, "error": None}
+    failed = task | {"state": "failed", "error": {"code": "crashed", "detail": "by signal SIGKILL"}}
+    with (
+        FaultyServer(answer(202, json.dumps(task).encode()), answer(200, json.dumps(failed).encode())) as server,
+        pytest.raises(ApiError, match="crashed: by signal SIGKILL"),
+    ):
+        ask(server, "predict", "job_1", b"\xff\xd8\xff")
+    assert server.asked[0].headers["content-type"] == "image/jpeg"

@@ -178,3 +178,33 @@ def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
             progress.refresh()
 
         yield show
+
+
+def predict(
+    job: JobArgument,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files: JPEG, PNG or WebP.")],
+    top: Annotated[int, typer.Option("--top", "-n", min=1, max=1000, help="How many classes to name.")] = 5,
+    checkpoint: Annotated[str, typer.Option("--checkpoint", "-c", help="best, latest, or a checkpoint's id.")] = "best",
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Ask a trained network what an image shows."""
+    found = []
+    with console.connect(url) as client:
+        job_id = console.find(client, job)
+        for image in images:
+            try:
+                found.append((image, client.predict(job_id, image, top, checkpoint=checkpoint)))
+            except OSError as error:
+                raise Problem(f"{image}: cannot be read ({error.strerror})") from error
+    if as_json:
+        console.print_json([{"image": image, **one.model_dump(mode="json")} for image, one in found])
+        return
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for title in ("image", "class"):
+        table.add_column(title, overflow="fold")
+    table.add_column("probability", justify="right", no_wrap=True)
+    for image, one in found:
+        for place, guess in enumerate(one.predictions):
+            table.add_row(escape(image) if place == 0 else "", escape(guess.label), console.percent(guess.probability))
+    console.stdout().print(table)

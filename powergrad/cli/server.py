@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.markup import escape
 from rich.table import Table
 
@@ -33,6 +34,30 @@ def models(as_json: JsonOption = False, url: UrlOption = None) -> None:
         console.say("No worker has said yet what it can train.")
     else:
         _print(("model", "family", "parameters", "norm"), [_model_cells(model) for model in found])
+
+
+def presets(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Print this one's spec, as JSON that `powergrad submit -` takes.")
+    ] = None,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """List the paper's experiments, or print one as a job spec."""
+    with console.connect(url) as client:
+        if name is not None:
+            preset = client.preset(name)
+            console.print_json(preset if as_json else preset["spec"])
+            return
+        found = client.presets()
+    if as_json:
+        console.print_json(found)
+    else:
+        _print(("preset", "title", "paper's val top-1"), [_preset_cells(one) for one in found])
+
+
+def _preset_cells(preset: dict[str, Any]) -> list[str]:
+    return [str(preset["name"]), str(preset["title"]), console.percent(preset["paper"]["val_top1"])]
 
 
 def _worker_cells(worker: dict[str, Any]) -> list[str]:

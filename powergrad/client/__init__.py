@@ -8,7 +8,20 @@ with Client() as client:
 
 from powergrad.client.aio import AsyncClient
 from powergrad.client.errors import ApiError, ClientError, DownloadCorrupt, Unreachable, Violation
-from powergrad.client.models import Artifact, Attempt, Checkpoint, Event, EventPage, Health, Job, JobMetrics, JobPage, Progress, Reason
+from powergrad.client.models import (
+    Artifact,
+    Attempt,
+    Checkpoint,
+    Event,
+    EventPage,
+    Health,
+    Job,
+    JobMetrics,
+    JobPage,
+    Prediction,
+    Progress,
+    Reason,
+)
 from powergrad.client.retries import Retries
 from powergrad.client.sync import Client
 from powergrad.jobs.states import JobState
@@ -29,6 +42,7 @@ __all__ = [
     "JobMetrics",
     "JobPage",
     "JobState",
+    "Prediction",
     "Progress",
     "Reason",
     "Retries",

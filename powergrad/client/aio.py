@@ -16,9 +16,9 @@ import httpx2
 
 from powergrad.client import calls
 from powergrad.client.calls import Artifacts, Call, Checkpoints, Json, Rows, Spec
-from powergrad.client.core import CUT, QUIET_STREAM_S, Patience, Place, chosen, core, named
+from powergrad.client.core import CUT, QUIET_STREAM_S, TASK_LOOK_S, Patience, Place, chosen, core, named, predicted
 from powergrad.client.download import PartialFile, target_of
-from powergrad.client.models import Artifact, Checkpoint, Event, EventPage, Health, Job, JobPage
+from powergrad.client.models import Artifact, Checkpoint, Event, EventPage, Health, Job, JobPage, Prediction, Task
 from powergrad.client.retries import Retries
 
 T = TypeVar("T")
@@ -250,6 +250,21 @@ class AsyncClient:
                     await self._pause(call, outcome, tries)
             return part.publish()
 
+    async def predict(
+        self, job_id: str, image: bytes | str | os.PathLike[str], top: int = 5, *, checkpoint: str = "best", timeout_s: float | None = 300.0
+    ) -> Prediction:
+        """The `top` likeliest classes of an image: its bytes (JPEG, PNG or WebP), or a path to it. Raises ApiError, OSError, TimeoutError."""
+        data = image if isinstance(image, bytes) else await asyncio.to_thread(Path(image).read_bytes)
+        patience = Patience(timeout_s)
+        call = calls.predict(job_id, data, media_type=calls.media_type_of(data), checkpoint=checkpoint, top=top)
+        answer = await self.send(call)
+        while isinstance(answer, Task):
+            if (found := predicted(answer)) is not None:
+                return found
+            await asyncio.sleep(min(TASK_LOOK_S, patience.next_wait_s(answer.id)))
+            answer = await self.send(calls.task(answer.id))
+        return answer
+
     # --- the server
 
     async def workers(self) -> Rows:
@@ -260,6 +275,10 @@ class AsyncClient:
 
     async def presets(self) -> Rows:
         return await self.send(calls.rows("/v1/presets"))
+
+    async def preset(self, name: str) -> Json:
+        """One of the paper's experiments: name, title, `spec` (to submit) and the paper's figures."""
+        return await self.send(calls.preset(name))
 
     async def schema(self) -> Json:
         """The JSON Schema of a job spec."""

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel
 
-from powergrad.client.models import Artifact, Checkpoint, EventPage, Health, Job, JobPage
+from powergrad.client.models import Artifact, Checkpoint, EventPage, Health, Job, JobPage, Prediction, Task
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -35,6 +35,7 @@ class Call(Generic[T]):
     params: Params = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
     json: Any = None
+    content: bytes | None = None
     repeatable: bool = True
     """Doing it twice is the same as doing it once."""
     extra_wait_s: float = 0.0
@@ -183,8 +184,36 @@ def _file(path: str, start: int) -> Call[None]:
     return Call("GET", path, lambda _: None, headers=headers)
 
 
+def predict(job_id: str, image: bytes, *, media_type: str, checkpoint: str, top: int) -> Call[Prediction | Task]:
+    """The prediction, or, where it takes longer than the server waits, its task."""
+    return Call(
+        "POST",
+        f"/v1/predict/{quote(job_id, safe='')}",
+        lambda response: (Task if response.status_code == 202 else Prediction).model_validate_json(response.content),
+        params={"checkpoint": checkpoint, "top": top},
+        headers={"Content-Type": media_type},
+        content=image,
+        extra_wait_s=LONGEST_POLL_S,
+    )
+
+
+def task(task_id: str) -> Call[Task]:
+    return Call("GET", f"/v1/tasks/{quote(task_id, safe='')}", lambda response: Task.model_validate_json(response.content))
+
+
+def media_type_of(image: bytes) -> str:
+    """By its first bytes, as the formats' specifications give them. What is none of the three is left to the server to refuse."""
+    if image.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    return "image/webp" if image[:4] == b"RIFF" and image[8:12] == b"WEBP" else "image/png"
+
+
 def rows(path: Literal["/v1/workers", "/v1/models", "/v1/presets"]) -> Call[Rows]:
     return Call("GET", path, _rows)
+
+
+def preset(name: str) -> Call[Json]:
+    return document(f"/v1/presets/{quote(name, safe='')}")
 
 
 def document(path: str) -> Call[Json]:

@@ -13,7 +13,7 @@ import httpx2
 
 from powergrad.client.calls import LONGEST_POLL_S, Call
 from powergrad.client.errors import ApiError, ClientError, Unreachable, refusal
-from powergrad.client.models import Artifact, Checkpoint, Event
+from powergrad.client.models import Artifact, Checkpoint, Event, Prediction, Task
 from powergrad.client.retries import Retries
 
 T = TypeVar("T")
@@ -51,6 +51,7 @@ class Core:
             "params": {key: str(value).lower() if isinstance(value, bool) else value for key, value in call.params.items()},
             "headers": call.headers,
             "json": call.json,
+            "content": call.content,
             "timeout": httpx2.Timeout(self.timeout_s + call.extra_wait_s, connect=min(5.0, self.timeout_s)),
         }
 
@@ -159,3 +160,13 @@ def named(found: list[Artifact], wanted: str, job_id: str) -> Artifact:
     there = ", ".join(artifact.name for artifact in found) or "none yet"
     problem = {"title": "Not Found", "code": "artifact_not_found", "detail": f"{job_id} has no artifact {wanted!r}; it has: {there}"}
     raise ApiError(404, problem)
+
+
+TASK_LOOK_S = 1.0
+
+
+def predicted(task: Task) -> Prediction | None:
+    """The prediction of a task that has ended; None while it has not. Raises ApiError for one that failed."""
+    if task.error is not None:
+        raise ApiError(500, {"title": "The task failed", "code": "task_failed", "detail": f"{task.error['code']}: {task.error['detail']}"})
+    return None if task.result is None else Prediction.model_validate(task.result)

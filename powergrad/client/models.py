@@ -132,6 +132,29 @@ class Artifact(_Answer):
     created_at: datetime | None = None
 
 
+class Prediction(_Answer):
+    """The likeliest classes of one image, likeliest first."""
+
+    job: str
+    checkpoint: str
+    predictions: list[ClassProbability]
+
+
+class ClassProbability(_Answer):
+    label: str
+    index: int
+    probability: float
+
+
+class Task(_Answer):
+    """Short work of a worker's; `result` when it has succeeded, `error` when it has failed."""
+
+    id: str
+    state: JobState
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+
 class Health(_Answer):
     """What /readyz says; `ready` is its status code put in words."""
 

@@ -16,9 +16,9 @@ import httpx2
 
 from powergrad.client import calls
 from powergrad.client.calls import Artifacts, Call, Checkpoints, Json, Rows, Spec
-from powergrad.client.core import CUT, QUIET_STREAM_S, Patience, Place, chosen, core, named
+from powergrad.client.core import CUT, QUIET_STREAM_S, TASK_LOOK_S, Patience, Place, chosen, core, named, predicted
 from powergrad.client.download import PartialFile, target_of
-from powergrad.client.models import Artifact, Checkpoint, Event, EventPage, Health, Job, JobPage
+from powergrad.client.models import Artifact, Checkpoint, Event, EventPage, Health, Job, JobPage, Prediction, Task
 from powergrad.client.retries import Retries
 
 T = TypeVar("T")
@@ -245,6 +245,21 @@ class Client:
                     self._pause(call, outcome, tries)
             return part.publish()
 
+    def predict(
+        self, job_id: str, image: bytes | str | os.PathLike[str], top: int = 5, *, checkpoint: str = "best", timeout_s: float | None = 300.0
+    ) -> Prediction:
+        """The `top` likeliest classes of an image: its bytes (JPEG, PNG or WebP), or a path to it. Raises ApiError, OSError, TimeoutError."""
+        data = image if isinstance(image, bytes) else Path(image).read_bytes()
+        patience = Patience(timeout_s)
+        call = calls.predict(job_id, data, media_type=calls.media_type_of(data), checkpoint=checkpoint, top=top)
+        answer = self.send(call)
+        while isinstance(answer, Task):
+            if (found := predicted(answer)) is not None:
+                return found
+            time.sleep(min(TASK_LOOK_S, patience.next_wait_s(answer.id)))
+            answer = self.send(calls.task(answer.id))
+        return answer
+
     # --- the server
 
     def workers(self) -> Rows:
@@ -255,6 +270,10 @@ class Client:
 
     def presets(self) -> Rows:
         return self.send(calls.rows("/v1/presets"))
+
+    def preset(self, name: str) -> Json:
+        """One of the paper's experiments: name, title, `spec` (to submit) and the paper's figures."""
+        return self.send(calls.preset(name))
 
     def schema(self) -> Json:
         """The JSON Schema of a job spec."""

@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, func, or_, s
 from powergrad.jobs import fleet
 from powergrad.jobs.errors import ArtifactNotFound, JobNotFound
 from powergrad.jobs.lifecycle import LOCAL_OWNER, best_of, checkpoint_id, checkpoint_row, whole_checkpoints
+from powergrad.jobs.spec import JobSpec
 from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Tx, rfc3339
 from powergrad.jobs.tables import IS_QUEUED, artifacts, attempts, events, job_labels, jobs
@@ -237,6 +238,14 @@ def exists(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> None:
     """Raises JobNotFound unless the job is there and the owner's."""
     if tx.one(select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.owner == owner)) is None:
         raise JobNotFound(job_id)
+
+
+def spec_of(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> JobSpec:
+    """A job's spec. Raises JobNotFound."""
+    row = tx.one(select(jobs.c.spec).where(jobs.c.id == job_id, jobs.c.owner == owner))
+    if row is None:
+        raise JobNotFound(job_id)
+    return JobSpec.model_validate(row.spec)
 
 
 def list_checkpoints(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> list[dict[str, Any]]:

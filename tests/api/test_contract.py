@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from api import documents, errors
-from powergrad import protocol
+from powergrad import presets, protocol
 from powergrad.jobs.states import JobState
 from tests.api.conftest import DIGITS, Api, register_worker
 from tests.jobs import builders
@@ -28,7 +28,7 @@ def operations(api: Api) -> Iterator[tuple[str, str, dict[str, Any]]]:
 def test_every_operation_has_a_name_a_tag_and_a_summary(api: Api) -> None:
     found = list(operations(api))
     ids = [operation["operationId"] for _, _, operation in found]
-    assert len(ids) == len(set(ids)) >= 22
+    assert len(ids) == len(set(ids)) >= 32
     assert all(operation["tags"] and operation["summary"] for _, _, operation in found)
 
 
@@ -64,13 +64,30 @@ def test_nothing_is_changed_by_a_call_with_a_parameter_that_is_not_known(api: Ap
     for method, path, _ in operations(api):
         if method in ("post", "patch", "delete"):
             url = path.replace("{job_id}", job["id"])
-            answer = api.http.request(method.upper(), url, params={"dryrun": "true", "dry-run": "1"}, json=DIGITS)
+            body = {"json": DIGITS} if path != "/v1/predict/{job_id}" else {"content": b"x", "headers": {"Content-Type": "image/png"}}
+            answer = api.http.request(method.upper(), url, params={"dryrun": "true", "dry-run": "1"}, **body)
             assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), (method, path)
             assert [one["parameter"] for one in answer.json()["errors"]] == ["dryrun", "dry-run"]
             tried += 1
-    assert tried >= 8
+    assert tried >= 11
     assert [one["id"] for one in api.http.get("/v1/jobs").json()["data"]] == [job["id"]]
     assert api.job(job["id"])["version"] == job["version"]
+
+
+def test_the_routes_are_these(api: Api) -> None:
+    found = {(method, path) for method, path, _ in operations(api)}
+    job = "/v1/jobs/{job_id}"
+    assert {
+        ("get", f"{job}/artifacts"),
+        ("get", f"{job}/artifacts/{{name}}"),
+        ("head", f"{job}/artifacts/{{name}}"),
+        ("post", f"{job}/checkpoints/{{checkpoint_id}}/pin"),
+        ("post", f"{job}/checkpoints/{{checkpoint_id}}/unpin"),
+        ("post", "/v1/predict/{job_id}"),
+        ("get", "/v1/tasks/{task_id}"),
+        ("get", "/v1/presets"),
+        ("get", "/v1/presets/{name}"),
+    } <= found
 
 
 def test_framework_schemas_that_nothing_sends_are_not_there(api: Api) -> None:
@@ -106,6 +123,8 @@ def test_every_other_answer_fits_its_document(any_api: Api) -> None:
     fits(documents.WorkerListDocument, get("/v1/workers"))
     fits(documents.CatalogueDocument, get("/v1/models"))
     fits(documents.CatalogueDocument, get("/v1/datasets"))
+    fits(documents.PresetListDocument, get("/v1/presets"))
+    fits(documents.PresetDocument, get(f"/v1/presets/{presets.all_presets()[0].name}"))
     fits(documents.HealthDocument, get("/healthz"))
     fits(documents.ProblemDocument, get("/readyz"))
     fits(documents.ProblemDocument, any_api.http.post("/v1/jobs", json={**DIGITS, "epochs": 0}))

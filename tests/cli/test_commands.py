@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
 from powergrad.cli.main import main
 from powergrad.client import Client, Job
@@ -171,3 +173,42 @@ def test_the_doctor_finds_the_server_ready(here: Path, capsys: Captured) -> None
     assert found["server"]["verdict"] == "ok"
     assert found["torch"]["verdict"] == "ok"
     assert {one["verdict"] for one in found.values()} <= {"ok", "note"}
+
+
+def test_artifacts_are_listed_and_pulled(here: Path, trained: Job, capsys: Captured) -> None:
+    assert main(["artifacts", trained.id]) == 0
+    assert "labels.json" in capsys.readouterr().out
+    assert main(["pull", trained.id, "--artifact", "labels.json"]) == 0
+    assert json.loads(Path("labels.json").read_text()) == [str(i) for i in range(10)]
+    assert main(["pull", trained.id, "--artifact", "nothing.json"]) == 3
+
+
+def test_an_image_is_predicted_by_the_trained_network(here: Path, trained: Job, capsys: Captured) -> None:
+    images = load_digits().images[:2]
+    for place, pixels in enumerate(images):
+        Image.fromarray((pixels * 255 / 16).astype("uint8")).save(f"{place}.png")
+    assert main(["predict", trained.id, "0.png", "1.png", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["image"] for one in found] == ["0.png", "1.png"]
+    for one in found:
+        chances = [guess["probability"] for guess in one["predictions"]]
+        assert len(chances) == 5
+        assert chances == sorted(chances, reverse=True)
+        assert {guess["label"] for guess in one["predictions"]} <= {str(i) for i in range(10)}
+    assert main(["predict", trained.id, "0.png", "--top", "2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_what_is_no_image_is_refused(here: Path, trained: Job, capsys: Captured) -> None:
+    Path("no.png").write_text("no image")
+    assert main(["predict", trained.id, "no.png"]) == 3
+    assert "unreadable_image" in capsys.readouterr().err
+    assert main(["predict", trained.id, "missing.png"]) == 1
+
+
+def test_presets_are_listed_and_printed(here: Path, capsys: Captured) -> None:
+    assert main(["presets"]) == 0
+    first = capsys.readouterr().out.splitlines()[1].split()[0]
+    assert main(["presets", first]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["dataset"] == "imagenet"
+    assert main(["presets", "none"]) == 3
