@@ -25,7 +25,7 @@ from benchmarks.report import Neighbours, Origin, Spread, spread
 from benchmarks.service import PlainProcess, cancel, marker, service, watch
 from powergrad.client import Client
 from powergrad.protocol import TrainerConfig
-from powergrad.spec import DataSpec, TrainSpec
+from powergrad.spec import DigitsData, TrainSpec
 
 PACKAGES = ("torch", "torchvision", "fastapi", "celery")
 GOAL_MS = 300.0
@@ -178,7 +178,7 @@ def _marks_until_training(client: Client, job_id: str) -> dict[str, datetime]:
 
 
 def _train_spec() -> TrainSpec:
-    return TrainSpec(data=DataSpec(dataset="digits"), epochs=SPEC["epochs"])
+    return TrainSpec(data=DigitsData(dataset="digits"), epochs=SPEC["epochs"])
 
 
 def _idle() -> None:
