@@ -74,7 +74,7 @@ class Study:
     widest: int = 3
     """Steps by which the grid may grow at either end."""
     tuning_seed: int = 1000
-    tuning_epochs: int = 4
+    tuning_epochs: int = 5
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Of the verdict; none is the tuning's."""
 
