@@ -199,7 +199,7 @@ def _gradient_map(figure: Figure, axes: Axes, layers: Mapping[str, Floats], step
     axes.grid(visible=False)
     axes.set_facecolor("#dddddd")
     axes.set(xlabel=time.label, title="gradient norm (L2) by layer; grey: zero or not finite")
-    figure.colorbar(mesh, ax=axes, pad=0.02, aspect=30)
+    figure.colorbar(mesh, ax=axes, pad=0.02, aspect=30, label="gradient norm (L2)")
 
 
 def _filters(history: History, time: _Time) -> Figure | None:
