@@ -38,6 +38,13 @@ def describe(run: Run, *, emit: Emit) -> None:
 def finish(run: Run, progress: Progress, plan: Plan, *, emit: Emit) -> None:
     """Of the best weights: their mistakes on the validation split, a model card, and the exports the spec asks for. Of the run: pictures."""
     emit(Phase(name="exporting"))
+    try:
+        _finish(run, progress, plan, emit=emit)
+    except OSError as error:  # the weights are safe: a disk that is full now fails no run
+        emit(Note(detail=f"not all could be written: {error}"))
+
+
+def _finish(run: Run, progress: Progress, plan: Plan, *, emit: Emit) -> None:
     model, _ = best_models(run, progress.best, emit=emit)
     found = _analysed(run, model, emit=emit)
     if found is not None:
