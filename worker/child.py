@@ -29,7 +29,7 @@ class Launch:
 
     config_json: str
     title: str
-    visible_gpu: str | None
+    visible_gpus: tuple[str, ...]
     log: int
     events: int
     control: int
@@ -38,16 +38,16 @@ class Launch:
     def __reduce__(self) -> tuple[Any, ...]:
         """While a process is being started, pickling a descriptor sends it (multiprocessing's DupFd)."""
         fds = (self.log, self.events, self.control, *self.locks)
-        return _launch_here, (self.config_json, self.title, self.visible_gpu, [DupFd(fd) for fd in fds])
+        return _launch_here, (self.config_json, self.title, self.visible_gpus, [DupFd(fd) for fd in fds])
 
 
-def _launch_here(config_json: str, title: str, visible_gpu: str | None, fds: list[Any]) -> Launch:
+def _launch_here(config_json: str, title: str, visible_gpus: tuple[str, ...], fds: list[Any]) -> Launch:
     log, events, control, *locks = (fd.detach() for fd in fds)
-    return Launch(config_json, title, visible_gpu, log, events, control, tuple(locks))
+    return Launch(config_json, title, visible_gpus, log, events, control, tuple(locks))
 
 
 def train(launch: Launch) -> None:
-    """Become a trainer: own process group, own log, one GPU or none, and never outlive the template."""
+    """Become a trainer: own process group, own log, its GPUs or none, and never outlive the template."""
     _bind_to_template()
     os.setsid()
     for stream in (1, 2):
@@ -57,7 +57,7 @@ def train(launch: Launch) -> None:
     sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     setproctitle(launch.title)
-    os.environ["CUDA_VISIBLE_DEVICES"] = launch.visible_gpu or ""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(launch.visible_gpus)
     from powergrad import trainer
 
     code = trainer.main(launch.config_json, events_fd=launch.events, control_fd=launch.control)

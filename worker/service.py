@@ -13,8 +13,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from powergrad.jobs.artifacts import Artifacts
 from powergrad.jobs.store import Store, is_unavailable
 from powergrad.jobs.sweeper import Sweeper
 from worker.settings import WorkerSettings
-from worker.slots import Slots, TakenSlot, device_report, find_gpus, lock_all, plan_slots, release
+from worker.slots import Slots, TakenSlots, device_report, find_gpus, lock_all, plan_slots, release
 from worker.supervisor import Bench, supervise
 from worker.tasks import TaskRunner
 from worker.template import Template
@@ -61,6 +61,8 @@ class WorkerService:
         self._life_dir = run_dir / "workers"
         self._life: list[int] = []
         self._stopping = threading.Event()
+        self._look_again = threading.Event()
+        self._choosing = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._working: set[threading.Thread] = set()
 
@@ -89,6 +91,7 @@ class WorkerService:
         for thread in list(self._working):
             thread.join()
         self._stopping.set()
+        self._look_again.set()
         self.sweeper.stop()
         self.tasks.stop()
         for thread in self._threads:
@@ -166,15 +169,14 @@ class WorkerService:
     # --- its work
 
     def work(self) -> int:
-        """Claim and supervise on one slot until nothing is left that fits; how many attempts were supervised."""
+        """Claim and supervise one job after another until nothing is left that fits; how many attempts were supervised."""
         self.tasks.wake()
         done = 0
-        with self.slots.take() as taken:
-            while taken is not None and self._may_claim():
-                claim = self._claim(taken)
-                if claim is None:
+        while self._may_claim():
+            with self._chosen() as chosen:
+                if chosen is None:
                     break
-                supervise(self.bench, claim, taken)
+                supervise(self.bench, *chosen)
                 done += 1
         return done
 
@@ -185,17 +187,43 @@ class WorkerService:
                 return not self.draining.is_set()
         return False
 
-    def _claim(self, taken: TakenSlot) -> lifecycle.Claim | None:
-        slot = taken.slot
-        gpus = 0 if slot.gpu is None else 1
+    @contextmanager
+    def _chosen(self) -> Iterator[tuple[lifecycle.Claim, TakenSlots] | None]:
+        """A job and the slots that are its for the length of the block; None when there is none of the one or the other."""
+        with ExitStack() as held:
+            with self._choosing:  # two threads that gather slots at a time would each take what the other lacks
+                taken = held.enter_context(self.slots.take())
+                claim = None if taken is None else self._claim(taken)
+                if claim is None:
+                    held.close()
+            if claim is None or taken is None:
+                yield None
+            else:
+                self._look_again.set()  # what was freed may be more than this job has taken
+                yield claim, taken
+
+    def _claim(self, taken: TakenSlots) -> lifecycle.Claim | None:
+        """The next job, with as many slots taken as it wants."""
         with self.store.read() as tx:
-            if not lifecycle.has_work(tx, gpus=gpus):
+            if not lifecycle.has_work(tx, gpus=self.slots.gpus):
                 return None
-        offer = lifecycle.Offer(
-            worker=self.id, device=slot.device, gpus=gpus, cpu_threads=len(slot.cpus), lease_ttl_s=self.settings.lease_ttl_s
-        )
-        with self.store.write() as tx:
-            return lifecycle.claim(tx, offer)
+        could_hold = self.slots.gpus
+        while True:
+            offer = lifecycle.Offer(
+                worker=self.id,
+                device=taken.device,
+                gpus=len(taken.gpus),
+                cpu_threads=min(len(slot.cpus) for slot in taken.slots),
+                lease_ttl_s=self.settings.lease_ttl_s,
+                could_hold=could_hold,
+                in_all=self.slots.gpus,
+            )
+            try:
+                with self.store.write() as tx:
+                    return lifecycle.claim(tx, offer)
+            except lifecycle.SlotsWanted as wanted:
+                free = self.slots.resize(taken, wanted.count)
+                could_hold = free if free < wanted.count else could_hold
 
     def _look_for_work(self) -> None:
         while not self._stopping.is_set() and not self.draining.is_set():
@@ -204,14 +232,15 @@ class WorkerService:
             except Exception as error:
                 if not is_unavailable(error):
                     log.exception("looking for work failed")
-            self._stopping.wait(self.settings.poll_s)
+            self._look_again.wait(self.settings.poll_s)
+            self._look_again.clear()
 
     def _start_what_nobody_rang_for(self) -> None:
         self._working = {thread for thread in self._working if thread.is_alive()}
         if not self.slots.any_free:
             return
         with self.store.read() as tx:
-            if not lifecycle.has_work(tx, gpus=1 if self.gpus else 0):
+            if not lifecycle.has_work(tx, gpus=self.slots.gpus):
                 return
         thread = threading.Thread(target=self._work_and_log, name=f"found-{time.monotonic_ns()}", daemon=True)
         self._working.add(thread)

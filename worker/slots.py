@@ -3,6 +3,7 @@
 A slot is taken by `flock` on its token files, and the trainer inherits the open files: the slot is free only when the trainer and its
 children are gone, whatever became of the supervisor. GPU tokens are named by UUID in a folder shared by all workers of the host (four
 quarters to a GPU; a whole GPU is all four, taken in order, so that two takers never hold half each); CPU tokens lie in the data directory.
+A job on several GPUs holds as many slots, all or none of them.
 """
 
 from __future__ import annotations
@@ -104,11 +105,38 @@ def _shares(cpus: Sequence[int], n: int) -> list[tuple[int, ...]]:
 
 
 @dataclass
-class TakenSlot:
-    """A slot held by this process. fds: the locked files, to be inherited by the trainer."""
+class TakenSlots:
+    """Slots held by this process, in the order of their index: one, or as many as a job wants GPUs."""
 
-    slot: Slot
-    fds: list[int]
+    held: dict[int, Slot]
+    locks: dict[int, list[int]]
+
+    @property
+    def slots(self) -> list[Slot]:
+        return [self.held[index] for index in sorted(self.held)]
+
+    @property
+    def fds(self) -> list[int]:
+        """The locked files, to be inherited by the trainer."""
+        return [fd for index in sorted(self.locks) for fd in self.locks[index]]
+
+    @property
+    def gpus(self) -> list[Gpu]:
+        return [slot.gpu for slot in self.slots if slot.gpu is not None]
+
+    @property
+    def cpus(self) -> list[int]:
+        """The cores of all of them."""
+        return sorted({cpu for slot in self.slots for cpu in slot.cpus})
+
+    @property
+    def device(self) -> str:
+        """Its name for people, of at most 128 characters."""
+        first, *others = self.slots
+        if not others:
+            return first.device
+        kinds = " and ".join(sorted({gpu.name for gpu in self.gpus}))
+        return _cut(f"{len(self.slots)} x {kinds}, slots {', '.join(str(slot.index) for slot in self.slots)}", 128)
 
 
 @dataclass
@@ -124,28 +152,57 @@ class Slots:
         """Whether a thread of this worker could try to take one; another process may still hold its lock."""
         return len(self._held) < len(self.slots)
 
-    @contextmanager
-    def take(self) -> Iterator[TakenSlot | None]:
-        """A free slot for the length of the block, or None when all are held, here or by another process."""
-        taken = self._take()
-        try:
-            yield taken
-        finally:
-            if taken is not None:
-                release(taken.fds)
-                with self._lock:
-                    self._held.discard(taken.slot.index)
+    @property
+    def gpus(self) -> int:
+        """GPU slots in all."""
+        return sum(slot.gpu is not None for slot in self.slots)
 
-    def _take(self) -> TakenSlot | None:
+    @contextmanager
+    def take(self) -> Iterator[TakenSlots | None]:
+        """A free slot for the length of the block, to be resized in it, or None when all are held, here or by another process."""
+        taken = TakenSlots({}, {})
         with self._lock:
-            for slot in self.slots:
-                if slot.index in self._held:
-                    continue
-                fds = lock_all(slot.tokens)
-                if fds is not None:
-                    self._held.add(slot.index)
-                    return TakenSlot(slot, fds)
-        return None
+            found = self._lock_free(taken, 1)
+        try:
+            yield taken if found else None
+        finally:
+            with self._lock:
+                self._let_go(taken, list(taken.held))
+
+    def resize(self, taken: TakenSlots, count: int) -> int:
+        """Holds `count` slots instead, or as many as before; how many there could be now. All or nothing, and it never waits.
+
+        Two takers that want what the other has thus both go without, and neither waits for the other.
+        """
+        with self._lock:
+            before = set(taken.held)
+            if len(before) < count:
+                found = self._lock_free(taken, count - len(before))
+                if len(before) + found < count:
+                    self._let_go(taken, [index for index in taken.held if index not in before])
+                    return len(before) + found
+            else:
+                self._let_go(taken, sorted(before)[count:])
+        return count
+
+    def _lock_free(self, taken: TakenSlots, count: int) -> int:
+        """Locks up to `count` more slots, lowest index first; how many it got."""
+        got = 0
+        for slot in self.slots:
+            if got == count:
+                break
+            if slot.index in self._held or (fds := lock_all(slot.tokens)) is None:
+                continue
+            self._held.add(slot.index)
+            taken.held[slot.index], taken.locks[slot.index] = slot, fds
+            got += 1
+        return got
+
+    def _let_go(self, taken: TakenSlots, indices: list[int]) -> None:
+        for index in indices:
+            del taken.held[index]
+            release(taken.locks.pop(index))
+            self._held.discard(index)
 
 
 def lock_all(paths: Sequence[Path]) -> list[int] | None:
@@ -167,6 +224,10 @@ def release(fds: list[int]) -> None:
     """Close our share of the locks; a living trainer keeps its own."""
     while fds:
         os.close(fds.pop())
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def device_report(gpus: Sequence[Gpu]) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from powergrad.jobs.store import Store, is_unavailable
 from powergrad.protocol import boottime_s
 from worker import child, ends
 from worker.settings import WorkerSettings
-from worker.slots import TakenSlot
+from worker.slots import TakenSlots
 from worker.template import Template, Trainer
 
 log = structlog.get_logger(__name__)
@@ -65,10 +65,10 @@ class Bench:
     """Called when a trainer reports that its device is gone: the worker takes no more and ends."""
 
 
-def supervise(bench: Bench, claim: lifecycle.Claim, taken: TakenSlot) -> JobState | None:
+def supervise(bench: Bench, claim: lifecycle.Claim, taken: TakenSlots) -> JobState | None:
     """Run one attempt to its end; the state the job is in then, or None when the attempt was fenced off."""
     with structlog.contextvars.bound_contextvars(job=claim.run.job_id, attempt=claim.run.attempt):
-        log.info("attempt starts", device=taken.slot.device, resume=claim.resume[0].id if claim.resume else None)
+        log.info("attempt starts", device=taken.device, resume=claim.resume[0].id if claim.resume else None)
         try:
             state = _Supervision(bench, claim, taken).run()
         except Fenced:
@@ -79,7 +79,7 @@ def supervise(bench: Bench, claim: lifecycle.Claim, taken: TakenSlot) -> JobStat
 
 
 class _Supervision:
-    def __init__(self, bench: Bench, claim: lifecycle.Claim, taken: TakenSlot) -> None:
+    def __init__(self, bench: Bench, claim: lifecycle.Claim, taken: TakenSlots) -> None:
         self.bench, self.claim, self.taken = bench, claim, taken
         self.run_dir = bench.artifacts.local_dir(lifecycle.job_dir(claim.run.job_id))
         self.log_path = self.run_dir / "logs" / f"a{claim.run.attempt}.log"
@@ -126,7 +126,8 @@ class _Supervision:
             data_root=str(self.bench.settings.data_dir / "datasets"),
             device="cuda:0" if self.claim.gpus else "cpu",
             cpu_threads=self.claim.cpu_threads,
-            cpus=list(self.taken.slot.cpus),
+            ranks=max(1, self.claim.gpus),
+            cpus=self.taken.cpus,
             init_from=self._initial_weights(),
             resume=self.claim.resume,
             deadline_s=lease.deadline_s,
@@ -136,11 +137,10 @@ class _Supervision:
         events_fd, events_out = os.pipe()
         control_in, control_fd = os.pipe()
         lease.start(control_fd)
-        gpu = self.taken.slot.gpu
         launch = child.Launch(
             config_json=config.model_dump_json(),
             title=f"powergrad: trainer {self.claim.run.job_id}",
-            visible_gpu=gpu.uuid if gpu is not None and self.claim.gpus else None,
+            visible_gpus=tuple(gpu.uuid for gpu in self.taken.gpus[: self.claim.gpus]),
             log=log_fd,
             events=events_out,
             control=control_in,
@@ -417,5 +417,5 @@ def _clear_leftovers(run_dir: Path, last_attempt: int, registered: set[str]) -> 
 
 def _dump_stacks(pid: int) -> None:
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGUSR1)
+        os.killpg(pid, signal.SIGUSR1)  # its ranks too, where it has any
         time.sleep(STACK_DUMP_S)

@@ -73,6 +73,12 @@ def capacity(tx: Tx) -> Capacity:
     return Capacity(workers=row.workers, gpus=row.gpus, starting=row.starting)
 
 
+def hosts(tx: Tx) -> list[tuple[int, str]]:
+    """GPU slots and name of each worker that takes jobs, the smallest first, then by name."""
+    query = select(workers.c.gpus, workers.c.id).where(_alive(tx), workers.c.state == "ready")
+    return sorted((row.gpus, row.id) for row in tx.all(query))
+
+
 def live_workers(tx: Tx) -> list[dict[str, Any]]:
     """The live workers as JSON, with the jobs each one runs."""
     rows = tx.all(select(workers).where(_alive(tx)).order_by(workers.c.id))

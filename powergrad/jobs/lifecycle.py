@@ -23,7 +23,7 @@ from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, or_, sele
 from ulid import ULID
 
 from powergrad import protocol
-from powergrad.jobs import metrics
+from powergrad.jobs import fleet, metrics
 from powergrad.jobs.errors import (
     CheckpointNotFound,
     Fenced,
@@ -421,13 +421,30 @@ def initial_progress(epochs: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Offer:
-    """What a worker's free slot gives. gpus: 0 or 1; cpu_threads: cores of the slot; device: its name for people."""
+    """What a worker's free slots give. device: their name for people; cpu_threads: cores of one slot."""
 
     worker: str
     device: str
     gpus: int
+    """GPU slots that the worker holds for this claim; 0 on a CPU slot."""
     cpu_threads: int
     lease_ttl_s: float = LEASE_TTL_S
+    could_hold: int = 0
+    """GPU slots that it could hold now; no more than `gpus` if smaller."""
+    in_all: int = 0
+    """GPU slots that it has, free or not; no more than it could hold if smaller."""
+
+    @property
+    def within_reach(self) -> int:
+        return max(self.gpus, self.could_hold)
+
+
+class SlotsWanted(Exception):
+    """The next job wants another number of slots than the offer holds, and the worker could have them: offer again with `count`."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"the next job wants {count} slot(s)")
+        self.count = count
 
 
 @dataclass(frozen=True)
@@ -462,8 +479,20 @@ class Origin:
 
 
 def claim(tx: Tx, offer: Offer) -> Claim | None:
-    """Take the best runnable job that fits the offer, or None: highest priority, then the owner with the fewest running, then age."""
+    """Take the best runnable job that fits the offer, or None: highest priority, then the owner with the fewest running, then age.
+
+    A job that wants more GPUs than are free now keeps its turn: the worker that is to host it takes nothing that comes after it.
+    Raises SlotsWanted.
+    """
+    hosts = _Hosts(tx)
     for candidate in _candidates(tx, offer):
+        wanted = min(1, offer.gpus) if candidate.gpus is None else candidate.gpus
+        if wanted > offer.within_reach:
+            if hosts.take(wanted) == offer.worker:
+                return None
+            continue
+        if max(1, wanted) != max(1, offer.gpus):
+            raise SlotsWanted(max(1, wanted))
         spec = _readable_spec(tx, candidate)
         if spec is None:
             continue
@@ -472,9 +501,8 @@ def claim(tx: Tx, offer: Offer) -> Claim | None:
         except (JobNotFound, CheckpointNotFound) as error:
             _fail_without_origin(tx, candidate, error)
             continue
-        gpus = offer.gpus if candidate.gpus is None else candidate.gpus
-        cpu_threads = candidate.resolved.get("cpu_threads") or spec.resources.cpu_threads or offer.cpu_threads
-        resolved = {**candidate.resolved, "cpu_threads": cpu_threads, "gpus": gpus}
+        cpu_threads = candidate.resolved.get("cpu_threads") or spec.resources.cpu_threads or offer.cpu_threads * max(1, wanted)
+        resolved = {**candidate.resolved, "cpu_threads": cpu_threads, "gpus": wanted}
         values = {
             "state": JobState.RUNNING,
             "attempt": candidate.attempt + 1,
@@ -485,7 +513,7 @@ def claim(tx: Tx, offer: Offer) -> Claim | None:
             "reason": None,
             "started_at": candidate.started_at or tx.now_ms,
             "resolved": resolved,
-            "gpus": gpus,
+            "gpus": wanted,
             "progress": {**candidate.progress, "phase": "starting", "eta_s": None, "images_per_s": None},
         }
         # version: everything above was read before the row was ours, and the user may have changed it since
@@ -496,8 +524,30 @@ def claim(tx: Tx, offer: Offer) -> Claim | None:
         ]
         if _write(tx, where, values, happened) is None:
             continue  # somebody else has it
-        return replace(_claimed(tx, candidate, offer, spec=spec, gpus=gpus, cpu_threads=cpu_threads), init_from=origin)
+        return replace(_claimed(tx, candidate, offer, spec=spec, gpus=wanted, cpu_threads=cpu_threads), init_from=origin)
     return None
+
+
+class _Hosts:
+    """The workers that keep their free slots for jobs that wait for more: one job each, in the order of the queue.
+
+    Every worker comes to the same answer by itself: a job's host is the smallest worker that could run it and keeps nothing for another
+    one before it, the first by name among equals. What a worker does not see, jobs larger than itself, takes no host of its size away.
+    """
+
+    def __init__(self, tx: Tx) -> None:
+        self._tx = tx
+        self._free: list[tuple[int, str]] | None = None
+
+    def take(self, gpus: int) -> str | None:
+        """The host of the next job, which wants so many; None when there is none left."""
+        if self._free is None:
+            self._free = fleet.hosts(self._tx)
+        host = next((host for host in self._free if host[0] >= gpus), None)
+        if host is None:
+            return None
+        self._free.remove(host)
+        return host[1]
 
 
 def _origin(tx: Tx, candidate: Row[Any], spec: JobSpec) -> Origin | None:
@@ -539,7 +589,12 @@ def _readable_spec(tx: Tx, candidate: Row[Any]) -> JobSpec | None:
 def _candidates(tx: Tx, offer: Offer) -> list[Row[Any]]:
     owners = _waiting_owners(tx)
     share = max(4, CLAIM_CANDIDATES // len(owners)) if owners else 0
-    best = select(jobs).where(_runnable(tx, gpus=offer.gpus)).order_by(jobs.c.priority.desc(), jobs.c.queued_at, jobs.c.id).limit(share)
+    best = (
+        select(jobs)
+        .where(_runnable(tx, gpus=max(offer.within_reach, offer.in_all)))
+        .order_by(jobs.c.priority.desc(), jobs.c.queued_at, jobs.c.id)
+        .limit(share)
+    )
     rows = [row for owner in owners for row in tx.all(best.where(jobs.c.owner == owner))]
     if len(owners) > 1:
         held = select(jobs.c.owner, func.count().label("n")).where(IS_OWNED).group_by(jobs.c.owner)
@@ -560,7 +615,7 @@ def _waiting_owners(tx: Tx) -> list[str]:
 
 
 def _runnable(tx: Tx, *, gpus: int | None = None) -> ColumnElement[bool]:
-    """Queued and due, and, where `gpus` is given, fit for a slot with so many."""
+    """Queued and due, and, where `gpus` is given, fit for a worker with so many."""
     due = or_(jobs.c.not_before.is_(None), jobs.c.not_before <= tx.now_ms)
     fits = () if gpus is None else (or_(jobs.c.gpus.is_(None), jobs.c.gpus <= gpus),)
     return and_(IS_QUEUED, due, *fits)
@@ -586,7 +641,7 @@ def _claimed(tx: Tx, candidate: Row[Any], offer: Offer, *, spec: JobSpec, gpus: 
 
 
 def has_work(tx: Tx, *, gpus: int) -> bool:
-    """Whether a queued job is due that a slot with so many GPUs could run."""
+    """Whether a queued job is due that a worker with so many GPUs could run."""
     return tx.one(select(jobs.c.id).where(_runnable(tx, gpus=gpus)).limit(1)) is not None
 
 

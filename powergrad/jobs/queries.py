@@ -208,8 +208,14 @@ def _waiting_for(row: Row[Any] | SimpleNamespace, capacity: fleet.Capacity, now_
     if capacity.workers == 0:
         return "a worker: none is alive"
     if row.gpus is not None and row.gpus > capacity.gpus:
-        return f"{row.gpus} GPU: the live workers have {capacity.gpus}"
+        return f"needs {_gpus(row.gpus)}; the largest worker has {capacity.gpus or 'none'}"
+    if row.gpus is not None and row.gpus > 1:
+        return f"{_gpus(row.gpus)} of one worker, free at the same time"
     return "a free slot"
+
+
+def _gpus(count: int) -> str:
+    return "1 GPU" if count == 1 else f"{count} GPUs"
 
 
 def _position(tx: Tx, row: Row[Any] | SimpleNamespace) -> int | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from powergrad.jobs import lifecycle, tasks
+from powergrad.jobs import fleet, lifecycle, tasks
 from powergrad.jobs.artifacts import Artifacts
 from powergrad.jobs.store import Store, is_unavailable
 
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 def sweep_once(store: Store, artifacts: Artifacts, ring: Callable[[], None]) -> lifecycle.Swept | None:
     """One round: move lapsed jobs on, free the files of removed ones, ring when a job is due. None when there was nothing to do."""
     with store.read() as tx:
-        due = lifecycle.has_work(tx, gpus=1)
+        due = lifecycle.has_work(tx, gpus=max(1, fleet.capacity(tx).gpus))
         needed = lifecycle.needs_sweep(tx) or tasks.needs_sweep(tx)
     if not needed:
         if due:

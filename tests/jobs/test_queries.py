@@ -153,7 +153,7 @@ def test_a_queued_job_says_what_it_waits_for(store: Store, clock: FakeClock) -> 
     b.do(store, fleet.register, worker(0), state="starting")
     assert waiting_for() == "a worker: it is still loading torch"
     b.do(store, fleet.register, worker(0))
-    assert waiting_for() == "1 GPU: the live workers have 0"
+    assert waiting_for() == "needs 1 GPU; the largest worker has none"
     b.do(store, fleet.register, worker(2))
     assert waiting_for() == "a free slot"
     run = b.claimed(store, b.OFFER.__class__("w2", "H100", 1, 4)).run

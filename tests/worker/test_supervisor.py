@@ -199,7 +199,7 @@ def test_a_job_for_a_gpu_waits_and_says_why(place: Place) -> None:
     job_id = place.submit(resources={"gpus": 1})
     if place.service.gpus:
         pytest.skip("this machine has one")
-    assert place.job(job_id)["queue"]["waiting_for"] == "1 GPU: the live workers have 0"
+    assert place.job(job_id)["queue"]["waiting_for"] == "needs 1 GPU; the largest worker has none"
     with place.store.write() as tx:
         lifecycle.cancel(tx, job_id)
 
