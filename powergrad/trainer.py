@@ -28,7 +28,7 @@ from torch import nn
 from powergrad import checkpoint, determinism, products
 from powergrad.checkpoint import CheckpointBroken, CheckpointError, StorageFull
 from powergrad.data import Data, DataMissing, DataUnreadable, open_data
-from powergrad.distributed import ALONE, Ranks
+from powergrad.distributed import ALONE, Ranks, launch
 from powergrad.ema import Ema
 from powergrad.engine import Emit, Orders, PrecisionUnsupported, Run, choose_precision, computes_in_bf16, resume, train
 from powergrad.loss import power_grad_cross_entropy
@@ -60,7 +60,7 @@ from powergrad.protocol import (
     encode,
 )
 from powergrad.schedule import alpha_at
-from powergrad.spec import TrainSpec
+from powergrad.spec import TorchvisionData, TrainSpec
 from powergrad.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -100,22 +100,33 @@ class StandingOrders:
 
 
 def run(config: TrainerConfig, *, emit: Emit, orders: Orders) -> Done | Failure:
-    """Trains until all epochs are done, an order stops it, or it fails; says everything through `emit`, the end included."""
+    """Trains until all epochs are done, an order stops it, or it fails; says everything through `emit`, the end included.
+
+    With several ranks this process becomes their agent: it must have touched neither CUDA nor a parallel region.
+    """
     say = _logged(emit)
-
-    def statistical(op: str) -> None:
-        say(Note(detail=f"{op} has no deterministic form on {config.device}: the run is statistical"))
-
     say(Phase(name="starting"))
     try:
-        with determinism.settings(deterministic=config.spec.deterministic, threads=config.cpu_threads), determinism.watched(statistical):
-            end: Done | Failure = _train(config, ALONE, emit=say, orders=orders)
-    except Exception as error:  # noqa: BLE001 # this is where every error becomes a word of the protocol
+        end = _attempt(config, ALONE, say, orders) if config.ranks == 1 else launch(config, body=_attempt, emit=say, orders=orders)
+    except Exception as error:  # noqa: BLE001 # the agent's own: no port, no memory for another process
         end = failure_of(error)
     if isinstance(end, Done):
         say(Phase(name="finished"))
     say(end)
     return end
+
+
+def _attempt(config: TrainerConfig, ranks: Ranks, emit: Emit, orders: Orders) -> Done | Failure:
+    """The attempt as one rank takes part in it; its end is returned, not said."""
+
+    def statistical(op: str) -> None:
+        emit(Note(detail=f"{op} has no deterministic form on {config.device}: the run is statistical"))
+
+    try:
+        with determinism.settings(deterministic=config.spec.deterministic, threads=config.cpu_threads), determinism.watched(statistical):
+            return _train(config, ranks, emit=emit, orders=orders)
+    except Exception as error:  # noqa: BLE001 # this is where every error becomes a word of the protocol
+        return failure_of(error)
 
 
 def _train(config: TrainerConfig, ranks: Ranks, *, emit: Emit, orders: Orders) -> Done:
@@ -142,7 +153,12 @@ def _set_up(config: TrainerConfig, device: torch.device, ranks: Ranks, *, emit: 
     torch.manual_seed(spec.seed)
 
     emit(Phase(name="loading_data"))
+    downloads = isinstance(spec.data, TorchvisionData) and spec.data.download
+    if downloads and not ranks.is_first:
+        ranks.barrier()  # the first one fetches the files, the others find them
     data = open_data(spec.data, data_root=Path(config.data_root), seed=spec.seed, device=device, beat=_beat(emit))
+    if downloads and ranks.is_first:
+        ranks.barrier()
     if spec.model.pretrained:
         data = _normalised_as_pretrained(data, spec.model.name)
     batch_size = _batch_size(spec, len(data.train), ranks, emit=emit)
@@ -285,7 +301,11 @@ def _determinism(config: TrainerConfig, attempt: Run) -> tuple[Literal["bitwise"
     ops = _ops_without_deterministic_form(attempt) if attempt.device.type == "cuda" else []
     if ops:
         return "statistical", f"no deterministic form on {config.device}: {', '.join(ops)}"
-    return "bitwise", f"same spec, {config.cpu_threads} CPU thread(s), machine type and software: same bits"
+    ranks = attempt.ranks.size
+    if ranks > 2 and attempt.device.type == "cuda":
+        return "statistical", f"the sums over {ranks} GPUs are NCCL's, which promises no order; with two there is only one"
+    shared = "" if ranks == 1 else f" {ranks} ranks,"
+    return "bitwise", f"same spec,{shared} {config.cpu_threads} CPU thread(s), machine type and software: same bits"
 
 
 def _ops_without_deterministic_form(attempt: Run) -> list[str]:
