@@ -160,7 +160,7 @@ def _advance(run: Run, progress: Progress, way_back: _WayBack | None, *, emit: E
         if (stop := _agreed(orders.stop, ranks)) is not None:
             if stop == "checkpoint" and progress.step != published_step:
                 _refuse_nonfinite(run, progress)
-                _publish(run, progress, {}, emit=emit)
+                _publish(run, replace(progress, way_back=None if way_back is None else way_back.parts()), {}, emit=emit)
             return "stopped"
         epoch, step_of_epoch = divmod(progress.step, run.steps_per_epoch)
         if step_of_epoch == 0 or clock.steps == 0:
@@ -232,7 +232,8 @@ def _normaliser(run: Run, batch: Batch) -> Tensor | int:
     """What the batch's summed loss is divided by: its images or, as `F.cross_entropy` does it for class indices, the weights of their classes."""
     if run.class_weights is None or batch.is_mixed:
         return run.batch_size
-    return run.class_weights[batch.labels].sum()
+    # a batch of classes without weight has a loss of 0, not of 0 / 0
+    return run.class_weights[batch.labels].sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _look(run: Run, step: int, logits: Tensor, targets: Tensor, alpha: float) -> dict[str, float]:
@@ -444,9 +445,9 @@ def _written(run: Run, step: int, state: dict[str, Any], metrics: dict[str, floa
 
 
 class _WayBack:
-    """Where a diverged run goes on from, at half the learning rate: the newest checkpoint or, before there is one, its first weights.
-
-    Nothing of it need be stored: an attempt that resumes meets the same divergence at the same step and goes back in the same way.
+    """Where a diverged run goes on from, at half the learning rate: the newest checkpoint that was due or, before there is one, its
+    first weights. One that an order brought about is none, or the bits would depend on when a run was stopped: it carries the parts of
+    the place to go back to instead.
     """
 
     MOST = 3
@@ -455,9 +456,11 @@ class _WayBack:
         self._run = run
         self._path: Path | None = None
         self._scale, self._count = progress.lr_scale, progress.rollbacks
-        self._step = progress.step
+        now: dict[str, Any] = {"weights": dict(run.model.state_dict()), "ema": self._average(), "state": run.state(progress)}
         # where a run begins, or resumes, it is kept in memory: a resumed one's checkpoint may be pruned before the next is written
-        self._kept = copy.deepcopy((run.model.state_dict(), self._average(), run.state(progress)))
+        self._kept = progress.way_back or copy.deepcopy(now)
+        self._step: int = self._kept["state"]["progress"]["step"]
+        progress.way_back = None
 
     @property
     def is_open(self) -> bool:
@@ -472,7 +475,7 @@ class _WayBack:
         """Puts the run back and `progress` with it."""
         run, from_step = self._run, progress.step
         # copied again: an optimizer works on the very tensors it has loaded
-        vars(progress).update(vars(_restore(run, *(copy.deepcopy(self._kept) if self._path is None else self._loaded(self._path)))))
+        vars(progress).update(vars(_restore(run, **copy.deepcopy(self.parts()))))
         self._count, self._scale = self._count + 1, self._scale / 2
         progress.rollbacks, progress.lr_scale = self._count, self._scale
         if run.telemetry is not None:
@@ -487,12 +490,15 @@ class _WayBack:
             )
         )
 
-    def _loaded(self, path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None, dict[str, Any]]:
-        loaded = checkpoint.load(path)
-        return loaded.weights, loaded.ema, loaded.state
+    def parts(self) -> dict[str, Any]:
+        """The weights, the ema and the state to go back to."""
+        if self._path is None:
+            return self._kept
+        loaded = checkpoint.load(self._path)
+        return {"weights": loaded.weights, "ema": loaded.ema, "state": loaded.state}
 
     def _average(self) -> dict[str, Tensor] | None:
-        return None if self._run.ema is None else self._run.ema.model.state_dict()
+        return None if self._run.ema is None else dict(self._run.ema.model.state_dict())
 
 
 def _beats(metrics: dict[str, float], best: Best | None) -> bool:

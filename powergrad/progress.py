@@ -75,6 +75,8 @@ class Progress:
     lr_scale: float = 1.0
     """What rollbacks have left of the learning rate."""
     rollbacks: int = 0
+    way_back: dict[str, Any] | None = None
+    """In a checkpoint that an order brought about: the parts of the one that a diverged run goes back to."""
     scores: list[dict[str, float]] = field(default_factory=list)
     """Every evaluation of the validation split with `step`, `epoch` and the last window's training figures, for pictures and cards."""
     looks: list[dict[str, float]] = field(default_factory=list)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -11,16 +12,20 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
 from powergrad import checkpoint, determinism
 from powergrad.engine import PrecisionUnsupported, Run, choose_precision, computes_in_bf16, train
 from powergrad.evaluate import evaluate
 from powergrad.progress import Diverged, Progress
-from powergrad.protocol import CheckpointFailed, CheckpointWritten, Evaluation, Message, Note, Phase, Step
-from powergrad.schedule import lr_at
+from powergrad.protocol import CheckpointFailed, CheckpointWritten, Evaluation, Message, Note, Phase, RolledBack, Step
+from powergrad.schedule import alpha_at, lr_at
 from powergrad.spec import TrainSpec
+from powergrad.telemetry import read_history
 from tests.data.folders import class_folder
-from tests.training import CPU, NEVER, History, StopAfter, make_run, spec
+from tests.training import CPU, NEVER, NORM_FREE, History, Net, PlainNet, StopAfter, make_run, spec, without_machine
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +79,135 @@ def test_the_loop_is_plain_sgd(tmp_path: Path) -> None:
         assert metrics["train_top1"] == pytest.approx(torch.tensor(hits[window]).mean().item(), abs=1e-6)
 
 
+ONE_STEP: dict[str, Any] = {"dataset": "digits", "image_size": 8, "batch_size": 1436}
+"""Four times 359 of the 1438 training images: an epoch is one step."""
+MIXING = {"mixup": 0.4, "cutmix": 1.0}
+UNEVEN = [0.1, 0.5, 1.0, 2.0, 0.0, 3.0, 1.0, 0.25, 1.0, 5.0]
+TARGETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "indices": ({}, {}),
+    "smoothed": ({"label_smoothing": 0.1}, {}),
+    "weighted": ({"class_weights": UNEVEN}, {}),
+    "weighted and smoothed": ({"class_weights": UNEVEN, "label_smoothing": 0.1}, {}),
+    "mixed": ({}, MIXING),
+    "mixed, weighted and smoothed": ({"class_weights": UNEVEN, "label_smoothing": 0.1}, MIXING),
+}
+
+
+def one_step(name: str, *, alpha: float, **overrides: Any) -> TrainSpec:
+    """A spec of a single step; the huge bound of its clipping makes a loss scaler leave the gradients unscaled."""
+    loss, augment = TARGETS[name]
+    parts = {"data": ONE_STEP | {"augment": augment}, "loss": loss | {"alpha": alpha}, "clip": {"mode": "norm", "value": 1e6}}
+    return spec(**{"epochs": 1, "schedule": {}} | parts | overrides)
+
+
+def gradients_of(run: Run) -> tuple[float, list[Tensor]]:
+    """The loss and the gradients of a run's only step, by the engine."""
+    messages: list[Message] = []
+    train(run, Progress.fresh(run.device), emit=messages.append, orders=StopAfter(NEVER))
+    (said,) = [message.metrics["train_loss"] for message in messages if isinstance(message, Step)]
+    assert said is not None
+    return said, [parameter.grad.cpu() for parameter in run.model.parameters() if parameter.grad is not None]
+
+
+def gradients_by_autograd(run: Run, alpha: float) -> tuple[float, list[Tensor]]:
+    """Of the whole batch at once in fp32: the value of F.cross_entropy, the gradient of CE(alpha z) / alpha."""
+    ((images, targets, _),) = next(run.data.train_batches(epoch=0, batch_size=run.batch_size)).parts
+    loss, logits = run.spec.loss, run.model(images)
+    weight = None if loss.class_weights is None else torch.tensor(loss.class_weights)
+    value, powered = (
+        F.cross_entropy(scale * logits, targets, weight=weight, label_smoothing=loss.label_smoothing) for scale in (1.0, alpha)
+    )
+    return value.item(), list(torch.autograd.grad(powered / alpha, list(run.model.parameters())))
+
+
+def assert_near(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    """Each tensor to a share of its largest entry."""
+    for ours, exact in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=0.0, atol=tolerance * exact.abs().max().item())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+@pytest.mark.parametrize("targets", list(TARGETS))
+@pytest.mark.parametrize("alpha", [0.25, 1.0])
+def test_gradients_are_those_of_the_whole_batch_however_it_is_computed(alpha: float, targets: str, accumulate: int, tmp_path: Path) -> None:
+    """Tolerance: sums of 1,436 images in another order, a quarter of it going back through 1 / alpha."""
+    chosen = one_step(targets, alpha=alpha, accumulate=accumulate)
+    loss, found = gradients_of(make_run(tmp_path, chosen, net=PlainNet))
+    expected_loss, expected = gradients_by_autograd(make_run(tmp_path, chosen, net=PlainNet), alpha)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert_near(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("targets", list(TARGETS))
+def test_bf16_gradients_are_those_of_the_whole_batch_in_fp32(targets: str, accumulate: int, tmp_path: Path) -> None:
+    """Tolerance: images, weights, activations and their gradients are each rounded to 8 bits, 2**-9 of their size."""
+    chosen = one_step(targets, alpha=0.25, accumulate=accumulate, precision="bf16")
+    loss, found = gradients_of(make_run(tmp_path, chosen, net=PlainNet))
+    expected_loss, expected = gradients_by_autograd(make_run(tmp_path, chosen, net=PlainNet), 0.25)
+    assert loss == pytest.approx(expected_loss, rel=1e-2)
+    assert_near(found, expected, 3e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("targets", list(TARGETS))
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_cuda_gradients_are_those_of_the_whole_batch_in_fp32(precision: str, targets: str, accumulate: int, tmp_path: Path) -> None:
+    """Tolerance: TF32 and bf16 round to 2**-9, fp16, behind its loss scale, to 2**-11."""
+    chosen = one_step(targets, alpha=0.25, accumulate=accumulate, precision=precision)
+    loss, found = gradients_of(make_run(tmp_path, chosen, net=PlainNet, device=torch.device("cuda", 0)))
+    expected_loss, expected = gradients_by_autograd(make_run(tmp_path, chosen, net=PlainNet), 0.25)
+    assert loss == pytest.approx(expected_loss, rel=1e-2)
+    assert_near(found, expected, 3e-2)
+
+
+@pytest.mark.parametrize("net", [PlainNet, NORM_FREE], ids=["group", "none"])
+@pytest.mark.parametrize("targets", ["weighted and smoothed", "mixed"])
+def test_the_weights_do_not_depend_on_the_number_of_parts(targets: str, net: Net, tmp_path: Path) -> None:
+    """Tolerance: 21 steps carry on what other orders of summation leave."""
+    loss, augment = TARGETS[targets]
+    parts: dict[str, Any] = {
+        "data": {"dataset": "digits", "image_size": 8, "batch_size": 200, "augment": augment},
+        "loss": loss | {"alpha": 0.25},
+        "clip": {"mode": "agc", "value": 0.05},
+        "ema": {"decay": 0.9},
+    }
+    runs = [undisturbed(tmp_path / str(n), spec(**parts, accumulate=n), net=net) for n in (1, 2, 4)]
+    ends = [checkpoint.load(run.run_dir / run.checkpoints[-1].path) for run in runs]
+    for run, end in zip(runs[1:], ends[1:], strict=True):
+        for name, weight in ends[0].weights.items():
+            torch.testing.assert_close(end.weights[name], weight, rtol=1e-4, atol=1e-5)
+        for name, average in (ends[0].ema or {}).items():
+            torch.testing.assert_close((end.ema or {})[name], average, rtol=1e-4, atol=1e-5)
+        for (_, step, ours), (_, expected_step, expected) in zip(run.metrics(), runs[0].metrics(), strict=True):
+            assert step == expected_step
+            assert ours == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_batch_of_classes_without_weight_moves_nothing_by_its_loss(tmp_path: Path) -> None:
+    """torch's own mean is 0 / 0 there, and the weights would be NaN from then on."""
+    without = spec(data=ONE_STEP, epochs=1, loss={"alpha": 0.25, "class_weights": [0.0] * 10}, schedule={})
+    loss, found = gradients_of(make_run(tmp_path, without))
+    assert loss == 0.0
+    assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in found)
+
+
+def test_alpha_1_has_the_bits_of_no_alpha_given(tmp_path: Path) -> None:
+    """Said as a number or as a schedule that does not move."""
+    plain = undisturbed(tmp_path / "plain")
+    for name, alpha in {"number": 1.0, "schedule": {"start": 1.0, "end": 1.0, "shape": "cosine"}}.items():
+        assert undisturbed(tmp_path / name, spec(loss={"alpha": alpha})).final_sha256 == plain.final_sha256
+
+
+def test_a_moving_alpha_is_said_with_every_step(tmp_path: Path) -> None:
+    moving = spec(loss={"alpha": {"start": 1.0, "end": 0.25, "epochs": 2}})
+    said = [message for message in undisturbed(tmp_path, moving).messages if isinstance(message, Step)]
+    assert [m.metrics["alpha"] for m in said] == [alpha_at(m.step - 1, spec=moving, steps_per_epoch=7) for m in said]
+    assert said[-1].metrics["alpha"] == 0.25
+
+
 def test_alpha_changes_the_weights_and_not_the_loss(tmp_path: Path) -> None:
     """Until the first step the two runs are one: its loss is the same."""
     data = {"dataset": "digits", "image_size": 8, "batch_size": 1438}
@@ -111,6 +245,198 @@ def test_stopped_anywhere_any_number_of_times_the_bits_are_the_same(
         assert broken.final_sha256 == whole.final_sha256
         due = [(c.step, c.is_best, c.sha256) for c in broken.checkpoints if c.step in {c.step for c in whole.checkpoints}]
         assert due == [(c.step, c.is_best, c.sha256) for c in whole.checkpoints]
+
+
+def everything(**overrides: Any) -> TrainSpec:
+    """Much of what a run can have at once; it ends after four epochs of six because its averaged loss falls too slowly."""
+    augment = {"policy": {"name": "trivial"}, "erasing": 0.3, "mixup": 0.4, "cutmix": 1.0}
+    parts: dict[str, Any] = {
+        "data": {"dataset": "digits", "image_size": 8, "batch_size": 360, "augment": augment},
+        "epochs": 6,
+        "loss": {"alpha": {"start": 1.0, "end": 0.2, "epochs": 5, "shape": "cosine"}, "label_smoothing": 0.1},
+        "optimizer": {"name": "adamw", "decay_norm_and_bias": False},
+        "schedule": {"name": "onecycle", "cooldown_epochs": 1},
+        "clip": {"mode": "agc", "value": 0.05},
+        "accumulate": 2,
+        "ema": {"decay": 0.95},
+        "early_stopping": {"metric": "ema_val_loss", "patience_epochs": 3, "min_delta": 0.5},
+        "telemetry": {"every_steps": 2},
+    }
+    return spec(**parts | overrides)
+
+
+def assert_the_same(broken: History, whole: History) -> None:
+    """Metrics, weights, averages and all that a checkpoint remembers of the past."""
+    assert broken.metrics() == whole.metrics()
+    assert broken.final_sha256 == whole.final_sha256
+    ends = [checkpoint.load(run.run_dir / run.checkpoints[-1].path) for run in (broken, whole)]
+    assert ends[0].manifest.files.get(checkpoint.AVERAGE) == ends[1].manifest.files.get(checkpoint.AVERAGE)
+    states = [end.state["progress"] for end in ends]
+    assert [without_machine(score) for score in states[0]["scores"]] == [without_machine(score) for score in states[1]["scores"]]
+    for name in ("looks", "patience", "ended_early", "test", "lr_scale", "rollbacks", "first_loss"):
+        assert states[0][name] == states[1][name]
+    torch.testing.assert_close(ends[0].state["optimizer"], ends[1].state["optimizer"], rtol=0.0, atol=0.0)
+
+
+@pytest.fixture(scope="module")
+def whole_of_everything(tmp_path_factory: pytest.TempPathFactory) -> History:
+    with determinism.settings(deterministic=True, threads=1):
+        whole = undisturbed(tmp_path_factory.mktemp("everything"), everything())
+    assert whole.points[-1].step == 12, "it ends early"
+    return whole
+
+
+@pytest.mark.parametrize("step", range(12))
+def test_everything_at_once_can_be_stopped_at_any_step(step: int, whole_of_everything: History, tmp_path: Path) -> None:
+    broken = history(tmp_path, everything())
+    assert broken.attempt(StopAfter(step)) == "stopped"
+    assert broken.attempt() == "succeeded"
+    assert_the_same(broken, whole_of_everything)
+
+
+def test_everything_at_once_can_be_stopped_at_every_step(whole_of_everything: History, tmp_path: Path) -> None:
+    broken = history(tmp_path, everything())
+    while broken.attempt(StopAfter(1)) == "stopped":
+        assert broken.attempts <= 12
+    assert_the_same(broken, whole_of_everything)
+
+
+@settings(max_examples=10)
+@given(stops=st.lists(st.tuples(st.integers(0, 11), st.sampled_from(["checkpoint", "now"])), max_size=4))
+def test_everything_at_once_can_be_stopped_any_number_of_times(
+    whole_of_everything: History, stops: list[tuple[int, Literal["checkpoint", "now"]]]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        broken = history(Path(folder), everything())
+        for after, how in stops:
+            broken.attempt(StopAfter(after, how))
+        assert broken.attempt() == "succeeded"
+        assert_the_same(broken, whole_of_everything)
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with all three splits of a class folder."""
+    root = tmp_path_factory.mktemp("data")
+    for part, each in (("train", 8), ("val", 3), ("test", 4)):
+        class_folder(root / "pets" / part, each=each)
+    return root
+
+
+def cropped(workers: int) -> TrainSpec:
+    """Three epochs of three steps over random resized crops of the files."""
+    data = {"dataset": "class_folder", "path": "pets", "image_size": 8, "batch_size": 8, "workers": workers, "augment": "imagenet"}
+    return everything(data=data, epochs=3, loss={"alpha": 0.3}, early_stopping=None, schedule={"warmup_epochs": 1})
+
+
+@pytest.fixture(scope="module")
+def whole_of_cropped(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> History:
+    with determinism.settings(deterministic=True, threads=1):
+        return undisturbed(tmp_path_factory.mktemp("cropped"), cropped(0), data_root=pets)
+
+
+@pytest.mark.parametrize(("workers", "stops"), [(0, [n]) for n in range(9)] + [(0, [1, 2, 1]), (2, []), (2, [4]), (2, [3, 2])], ids=str)
+def test_resized_crops_of_files_have_the_same_bits_however_they_are_read(
+    workers: int, stops: list[int], whole_of_cropped: History, pets: Path, tmp_path: Path
+) -> None:
+    """With and without loader processes, stopped or not; the test split is scored once and the same."""
+    broken = history(tmp_path, cropped(workers), data_root=pets)
+    for after in stops:
+        assert broken.attempt(StopAfter(after)) == "stopped"
+    assert broken.attempt() == "succeeded"
+    assert_the_same(broken, whole_of_cropped)
+    assert [point.split for point in broken.points if isinstance(point, Evaluation)] == ["val", "val", "val", "test"]
+
+
+WILD: dict[str, Any] = {
+    "epochs": 4,
+    "optimizer": {"lr": 1.0, "weight_decay": 10.0},
+    "schedule": {"name": "constant", "warmup_epochs": 2},
+    "on_divergence": "rollback",
+    "ema": {"decay": 0.9},
+    "telemetry": {"every_steps": 3},
+}
+"""Its loss explodes at steps 7, 11 and 13, each time at half the rate; at an eighth of the rate it stays."""
+
+
+@pytest.fixture(scope="module")
+def whole_of_wild(tmp_path_factory: pytest.TempPathFactory) -> History:
+    with determinism.settings(deterministic=True, threads=1):
+        return undisturbed(tmp_path_factory.mktemp("wild"), spec(**WILD))
+
+
+def rollbacks(run: History) -> list[RolledBack]:
+    return [message for message in run.messages if isinstance(message, RolledBack)]
+
+
+def test_a_diverged_run_goes_back_to_its_newest_checkpoint_at_half_the_rate(whole_of_wild: History) -> None:
+    """Before there is one, to its first weights."""
+    run = whole_of_wild
+    found = rollbacks(run)
+    assert [(m.from_step, m.to_step, m.checkpoint, m.lr_scale) for m in found] == [
+        (7, 0, "", 0.5),
+        (11, 7, "step-00000007", 0.25),
+        (13, 7, "step-00000007", 0.125),
+    ]
+    assert "train_loss is" in found[0].detail
+    for point in run.points:
+        if isinstance(point, Step):
+            scale = 0.5 if point.step <= 7 else 0.125
+            assert point.metrics["lr"] == scale * lr_at(point.step - 1, spec=run.make(1).spec, steps_per_epoch=7)
+    assert [c.step for c in run.checkpoints] == [7, 14, 21, 28]
+    state = checkpoint.load(run.run_dir / run.checkpoints[-1].path).state["progress"]
+    assert (state["rollbacks"], state["lr_scale"]) == (3, 0.125)
+
+
+def test_a_run_that_went_back_to_its_start_is_one_begun_at_that_rate(tmp_path: Path) -> None:
+    """Nothing of the abandoned past is left in weights, averages, optimizer or generators. Half of a power of two is exact."""
+    back = history(tmp_path / "back", spec(**WILD | {"epochs": 3}))
+    back.attempt(StopAfter(14))
+    assert [m.to_step for m in rollbacks(back)] == [0]
+    begun = history(tmp_path / "begun", spec(**WILD | {"epochs": 3, "optimizer": {"lr": 0.5, "weight_decay": 10.0}}))
+    begun.attempt(StopAfter(7))
+    assert back.checkpoints[0].sha256 == begun.checkpoints[0].sha256
+    assert back.metrics() == begun.metrics()
+
+
+def test_a_run_gives_up_after_three_ways_back(tmp_path: Path) -> None:
+    run = history(tmp_path, spec(**WILD | {"optimizer": {"lr": 1000.0, "weight_decay": 10.0}}))
+    with pytest.raises(Diverged, match=r"at step \d+ \(lr "):
+        run.attempt()
+    assert [m.lr_scale for m in rollbacks(run)] == [0.5, 0.25, 0.125]
+
+
+def test_what_telemetry_saw_of_an_abandoned_past_is_cut_back(whole_of_wild: History) -> None:
+    run = whole_of_wild
+    steps = [gradients.step for gradients in read_history(run.run_dir).gradients]
+    assert steps == list(range(3, 28, 3))
+    looks = checkpoint.load(run.run_dir / run.checkpoints[-1].path).state["progress"]["looks"]
+    assert [look["step"] for look in looks] == steps
+    lines = (run.run_dir / "telemetry" / "a1.jsonl").read_text().splitlines()
+    assert sum("rolled_back_to" in line for line in lines) == 3, "there was something to cut back"
+
+
+@pytest.mark.parametrize("how", ["checkpoint", "now"])
+@pytest.mark.parametrize("stops", [[n] for n in range(1, 47, 4)] + [[3, 3, 3, 3, 3], [9, 4, 4]], ids=str)
+def test_a_run_that_goes_back_ends_with_the_same_bits_wherever_it_is_stopped(
+    stops: list[int], how: Literal["checkpoint", "now"], whole_of_wild: History, tmp_path: Path
+) -> None:
+    """Also when what an order had it write is newer than where it goes back to."""
+    broken = history(tmp_path, spec(**WILD))
+    for after in stops:
+        broken.attempt(StopAfter(after, how))
+    broken.attempt()
+    assert_the_same(broken, whole_of_wild)
+
+
+def test_an_explosion_is_found_while_the_loss_is_still_a_number(tmp_path: Path) -> None:
+    run = history(tmp_path, spec(**WILD | {"on_divergence": "stop"}))
+    with pytest.raises(Diverged, match=r"at step 7 \(lr 0.4667\), more than 23\d.*: 100 times the first"):
+        run.attempt()
+    last = run.metrics()[-1][2]["train_loss"]
+    assert last is not None
+    assert last > 230.0
+    assert not run.checkpoints
 
 
 def test_an_order_to_stop_is_obeyed_at_the_next_step_with_a_checkpoint_there(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -14,8 +15,10 @@ from powergrad.data import open_data
 from powergrad.ema import Ema
 from powergrad.engine import Orders, Outcome, Run, resume, train
 from powergrad.optim import build_optimizer
-from powergrad.protocol import CheckpointWritten, Evaluation, Message, ResumePoint, Step
+from powergrad.progress import Progress
+from powergrad.protocol import CheckpointWritten, Evaluation, Message, ResumePoint, RolledBack, Step
 from powergrad.spec import TrainSpec
+from powergrad.telemetry import MACHINE_METRICS, Telemetry
 
 CPU = torch.device("cpu")
 
@@ -36,6 +39,27 @@ class TinyNet(nn.Sequential):
         )
 
 
+class PlainNet(nn.Sequential):
+    """A network whose gradient over a batch is the sum of its images' gradients: neither batch statistics nor dropout."""
+
+    def __init__(self, classes: int, seed: int, *, norm: Literal["group", "none"] = "group") -> None:
+        torch.manual_seed(seed)
+        super().__init__(
+            nn.Conv2d(3, 8, 3, stride=2),
+            nn.GroupNorm(2, 8) if norm == "group" else nn.Identity(),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Identity(),
+            nn.Linear(32, classes),
+        )
+
+
+Net = Callable[[int, int], nn.Module]
+"""Of a number of classes and a seed; its classifier is named 6."""
+NORM_FREE: Net = partial(PlainNet, norm="none")
+
+
 def spec(**overrides: Any) -> TrainSpec:
     """A spec of a few epochs on 8-pixel digits; keywords replace whole parts."""
     parts: dict[str, Any] = {
@@ -48,26 +72,52 @@ def spec(**overrides: Any) -> TrainSpec:
 
 
 def make_run(
-    run_dir: Path, train_spec: TrainSpec | None = None, *, attempt: int = 1, data_root: Path = Path("/nowhere"), resident: bool = True
+    run_dir: Path,
+    train_spec: TrainSpec | None = None,
+    *,
+    attempt: int = 1,
+    data_root: Path = Path("/nowhere"),
+    resident: bool = True,
+    net: Net = TinyNet,
+    device: torch.device = CPU,
 ) -> Run:
     """A run with all its parts freshly made, as at the start of an attempt."""
     train_spec = train_spec or spec()
-    data = open_data(train_spec.data, data_root=data_root, seed=train_spec.seed, device=CPU, resident_bytes=2**30 if resident else 0)
-    model = TinyNet(len(data.class_names), train_spec.seed).to(memory_format=torch.channels_last)
+    data = open_data(train_spec.data, data_root=data_root, seed=train_spec.seed, device=device, resident_bytes=2**30 if resident else 0)
+    model = net(len(data.class_names), train_spec.seed).to(device).to(memory_format=torch.channels_last)
+    weights = train_spec.loss.class_weights
     return Run(
         spec=train_spec,
         attempt=attempt,
         run_dir=run_dir,
-        device=CPU,
-        precision="bf16" if train_spec.precision == "bf16" else "fp32",
+        device=device,
+        precision="fp32" if train_spec.precision == "auto" else train_spec.precision,
         data=data,
         model=model,
-        optimizer=build_optimizer(model, train_spec.optimizer, device=CPU, classifiers=("6",)),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        optimizer=build_optimizer(model, train_spec.optimizer, device=device, classifiers=("6",)),
+        scaler=torch.amp.GradScaler(device.type, enabled=train_spec.precision == "fp16"),
         batch_size=min(train_spec.data.batch_size, len(data.train)),
         classifiers=("6",),
+        class_weights=torch.tensor(weights, device=device) if isinstance(weights, list) else None,
         ema=None if train_spec.ema is None else Ema(model, train_spec.ema),
     )
+
+
+def with_telemetry(run: Run, progress: Progress) -> Run:
+    """The run with the looks that its spec asks for."""
+    if run.spec.telemetry is None:
+        return run
+    telemetry = Telemetry(
+        run.model,
+        spec=run.spec.telemetry,
+        classifier=run.classifiers[0],
+        run_dir=run.run_dir,
+        attempt=run.attempt,
+        resumed_step=progress.step,
+        epochs=run.spec.epochs,
+        device=run.device,
+    )
+    return replace(run, telemetry=telemetry)
 
 
 @dataclass
@@ -85,11 +135,17 @@ class StopAfter:
 
 
 NEVER = 10**9
+V = TypeVar("V")
+
+
+def without_machine(metrics: Mapping[str, V]) -> dict[str, V]:
+    """What the training itself decides."""
+    return {name: value for name, value in metrics.items() if name not in MACHINE_METRICS}
 
 
 @dataclass
 class History:
-    """What would be in the store: metric points are cut back when an attempt resumes, checkpoints stay."""
+    """What would be in the store: metric points are cut back when an attempt resumes or rolls back, checkpoints when it resumes."""
 
     run_dir: Path
     make: Callable[[int], Run]
@@ -107,7 +163,7 @@ class History:
         progress, _ = resume(run, points, emit=self.messages.append)
         self.points = [point for point in self.points if point.step <= progress.step]
         self.checkpoints = [c for c in self.checkpoints if c.step <= progress.step]
-        return train(run, progress, emit=self.take, orders=orders or StopAfter(NEVER))
+        return train(with_telemetry(run, progress), progress, emit=self.take, orders=orders or StopAfter(NEVER))
 
     def take(self, message: Message) -> None:
         self.messages.append(message)
@@ -115,10 +171,12 @@ class History:
             self.points.append(message)
         if isinstance(message, CheckpointWritten):
             self.checkpoints.append(message)
+        if isinstance(message, RolledBack):
+            self.points = [point for point in self.points if point.step <= message.to_step]
 
     def metrics(self) -> list[tuple[str, int, dict[str, float | None]]]:
-        """All points without the times, which no two runs share."""
-        return [(point.type, point.step, point.metrics) for point in self.points]
+        """All points without the times and what the machine shows of itself, which no two runs share."""
+        return [(point.type, point.step, without_machine(point.metrics)) for point in self.points]
 
     @property
     def final_sha256(self) -> str:
