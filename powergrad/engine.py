@@ -186,7 +186,8 @@ def _advance(run: Run, progress: Progress, way_back: _WayBack | None, *, emit: E
             progress.count(loss, logits, labels, batch_size=run.batch_size)
 
         step = progress.step + 1
-        looks = run.telemetry is not None and run.telemetry.due(step)
+        is_point = spec.telemetry is not None and step % spec.telemetry.every_steps == 0  # on all ranks, of which the first one looks
+        looks = is_point and run.telemetry is not None
         if looks or spec.clip is not None:
             scaler.unscale_(optimizer)
         seen = _look(run, step, logits, targets, alpha) if looks else {}
@@ -202,7 +203,7 @@ def _advance(run: Run, progress: Progress, way_back: _WayBack | None, *, emit: E
         clock.steps += 1
 
         ends_epoch = step_of_epoch + 1 == run.steps_per_epoch
-        if (step_of_epoch + 1) % run.log_interval == 0 or ends_epoch or seen:
+        if (step_of_epoch + 1) % run.log_interval == 0 or ends_epoch or is_point:
             _say_step(run, progress, {"lr": lr} | ({"alpha": alpha} if run.alpha_moves else {}) | seen, clock, emit=emit)
         if ends_epoch:
             batches = iter(())  # lets the epoch's loader processes go
