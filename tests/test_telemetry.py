@@ -363,6 +363,17 @@ def test_a_rollback_cuts_back_within_an_attempt(tmp_path: Path) -> None:
     assert norms(tmp_path) == [(10, 1.0), (20, 2.0)]
 
 
+def test_going_back_voids_filters_too(tmp_path: Path) -> None:
+    """Before the run has come to the same evaluation again."""
+    telemetry = telemetry_of(SmallNet(), tmp_path)
+    for epoch in (1, 2, 3):
+        telemetry.at_evaluation(epoch * 10, epoch, metrics={}, train_top1=None)
+    telemetry.rolled_back(20)
+    assert [record.step for record in read_history(tmp_path).filters] == [10, 20]
+    telemetry_of(SmallNet(), tmp_path, attempt=2, resumed_step=10)
+    assert [record.step for record in read_history(tmp_path).filters] == [10]
+
+
 def test_a_torn_last_line_is_dropped_wherever_it_was_torn(tmp_path: Path) -> None:
     telemetry = journal(tmp_path)
     note(telemetry, 10)
