@@ -437,8 +437,6 @@ def test_the_file_begins_with_the_resumed_step_and_keeps_six_digits(tmp_path: Pa
 class Watched(training.History):
     """Attempts with telemetry looking on."""
 
-    every_steps: int = 2
-
     def attempt(self, orders: Orders | None = None) -> Outcome:
         self.attempts += 1
         run = self.make(self.attempts)
@@ -446,9 +444,10 @@ class Watched(training.History):
         progress, _ = resume(run, points, emit=self.messages.append)
         self.points = [point for point in self.points if point.step <= progress.step]
         self.checkpoints = [c for c in self.checkpoints if c.step <= progress.step]
+        assert run.spec.telemetry is not None
         telemetry = Telemetry(
             run.model,
-            spec=TelemetrySpec(every_steps=self.every_steps),
+            spec=run.spec.telemetry,
             classifier=CLASSIFIER,
             run_dir=run.run_dir,
             attempt=self.attempts,
@@ -465,11 +464,13 @@ class Watched(training.History):
         ]
 
 
+EVERY_STEPS = 2
 PGT = spec(loss={"alpha": ALPHA})
+WATCHED = spec(loss={"alpha": ALPHA}, telemetry={"every_steps": EVERY_STEPS})
 
 
 def watched(run_dir: Path) -> Watched:
-    return Watched(run_dir, lambda attempt: make_run(run_dir, PGT, attempt=attempt))
+    return Watched(run_dir, lambda attempt: make_run(run_dir, WATCHED, attempt=attempt))
 
 
 def test_telemetry_changes_no_bit_of_training(tmp_path: Path) -> None:
@@ -493,8 +494,8 @@ def test_an_interrupted_run_keeps_the_same_history_and_metrics(tmp_path: Path, s
         assert broken.attempt(StopAfter(steps, how="checkpoint")) == "stopped"
     assert broken.attempt() == "succeeded"
     history = read_history(tmp_path / "whole")
-    assert len(history.gradients) == whole.checkpoints[-1].step // whole.every_steps
-    assert len(history.filters) == PGT.epochs
+    assert len(history.gradients) == whole.checkpoints[-1].step // EVERY_STEPS
+    assert len(history.filters) == WATCHED.epochs
     assert read_history(tmp_path / "broken") == history
     assert broken.said() == whole.said()
 
