@@ -136,7 +136,22 @@ def test_the_tour_answers_as_the_readme_shows(answers: list[str], number: int) -
 
 def test_the_tour_is_the_whole_tour() -> None:
     commands = "".join(stop.commands for stop in TOUR)
-    wanted = ["/events", "/metrics", "/logs", "/checkpoints", "/workers", "/models", "/datasets", "/cancel", "/pause", "/resume", "/retry"]
+    wanted = [
+        "/events",
+        "/metrics",
+        "/logs",
+        "/checkpoints",
+        "/artifacts",
+        "/predict",
+        "/workers",
+        "/models",
+        "/datasets",
+        "/presets",
+        "/cancel",
+        "/pause",
+        "/resume",
+        "/retry",
+    ]
     for word in [*wanted, "/clone", "If-None-Match", "?wait=", "text/csv", "text/event-stream", "Idempotency-Key", "sha256sum", "DELETE"]:
         assert word in commands
 
