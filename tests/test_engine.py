@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from powergrad import checkpoint, determinism
-from powergrad.engine import PrecisionUnsupported, Run, choose_precision, computes_in_bf16, train
+from powergrad.engine import PrecisionUnsupported, Run, choose_precision, computes_in_bf16, resume, train
 from powergrad.evaluate import evaluate
 from powergrad.progress import Diverged, Progress
 from powergrad.protocol import CheckpointFailed, CheckpointWritten, Evaluation, Message, Note, Phase, RolledBack, Step
@@ -25,7 +25,7 @@ from powergrad.schedule import alpha_at, lr_at
 from powergrad.spec import TrainSpec
 from powergrad.telemetry import read_history
 from tests.data.folders import class_folder
-from tests.training import CPU, NEVER, NORM_FREE, History, Net, PlainNet, StopAfter, make_run, spec, without_machine
+from tests.training import CPU, NEVER, NORM_FREE, History, Net, PlainNet, StopAfter, make_run, points_of, spec, without_machine
 
 
 @pytest.fixture(autouse=True)
@@ -346,6 +346,37 @@ def test_resized_crops_of_files_have_the_same_bits_however_they_are_read(
     assert broken.attempt() == "succeeded"
     assert_the_same(broken, whole_of_cropped)
     assert [point.split for point in broken.points if isinstance(point, Evaluation)] == ["val", "val", "val", "test"]
+
+
+def early(**overrides: Any) -> TrainSpec:
+    """Ends after three epochs of nine: none improves by as much as is asked for."""
+    data = {"dataset": "class_folder", "path": "pets", "image_size": 8, "batch_size": 8}
+    return spec(data=data, epochs=9, early_stopping={"patience_epochs": 2, "min_delta": 2.0}, checkpoint={"every_epochs": 5}, **overrides)
+
+
+def test_a_run_that_no_longer_improves_ends_like_any_other(pets: Path, tmp_path: Path) -> None:
+    """Its last checkpoint is written though none was due, the test split is scored, and why it ended is said."""
+    run = undisturbed(tmp_path, early(), data_root=pets)
+    assert [(p.split, p.epoch) for p in run.points if isinstance(p, Evaluation)] == [("val", 1), ("val", 2), ("val", 3), ("test", 3)]
+    assert [(c.epoch, c.is_best) for c in run.checkpoints] == [(3, True)]
+    reason = "val_top1 has not improved for 2 epochs: ended after epoch 3"
+    assert [message.detail for message in run.messages if isinstance(message, Note)] == [reason]
+    progress, _ = resume(run.make(2), points_of(run), emit=lambda _: None)
+    assert progress.ended_early == reason
+    assert progress.test
+
+
+def test_a_run_that_has_ended_early_takes_no_further_step(pets: Path, tmp_path: Path) -> None:
+    run = undisturbed(tmp_path, early(), data_root=pets)
+    before = len(run.messages)
+    assert run.attempt() == "succeeded"
+    assert run.messages[before:] == []
+
+
+def test_patience_that_runs_out_with_the_epochs_is_no_early_end(pets: Path, tmp_path: Path) -> None:
+    run = undisturbed(tmp_path, early().model_copy(update={"epochs": 3}), data_root=pets)
+    assert not any(isinstance(message, Note) for message in run.messages)
+    assert checkpoint.load(run.run_dir / run.checkpoints[-1].path).state["progress"]["ended_early"] == ""
 
 
 WILD: dict[str, Any] = {

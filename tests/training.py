@@ -159,8 +159,7 @@ class History:
         """One attempt, from the newest checkpoint if there is one."""
         self.attempts += 1
         run = self.make(self.attempts)
-        points = [ResumePoint(id=c.id, path=c.path, step=c.step, sha256=c.sha256) for c in reversed(self.checkpoints)]
-        progress, _ = resume(run, points, emit=self.messages.append)
+        progress, _ = resume(run, points_of(self), emit=self.messages.append)
         self.points = [point for point in self.points if point.step <= progress.step]
         self.checkpoints = [c for c in self.checkpoints if c.step <= progress.step]
         return train(with_telemetry(run, progress), progress, emit=self.take, orders=orders or StopAfter(NEVER))
@@ -181,3 +180,8 @@ class History:
     @property
     def final_sha256(self) -> str:
         return self.checkpoints[-1].sha256
+
+
+def points_of(history: History) -> list[ResumePoint]:
+    """What its next attempt may go on from, newest first."""
+    return [ResumePoint(id=c.id, path=c.path, step=c.step, sha256=c.sha256) for c in reversed(history.checkpoints)]
