@@ -303,7 +303,8 @@ def find_checkpoint(tx: Tx, job_id: str, wanted: str, *, owner: str = LOCAL_OWNE
 def list_artifacts(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> list[dict[str, Any]]:
     """What a job's attempts wrote beside the checkpoints, as JSON, by name. Raises JobNotFound."""
     exists(tx, job_id, owner=owner)
-    rows = tx.all(select(artifacts).where(artifacts.c.job_id == job_id).order_by(artifacts.c.name))
+    # sorted here: each database has its own idea of an alphabet
+    rows = sorted(tx.all(select(artifacts).where(artifacts.c.job_id == job_id)), key=lambda row: str(row.name))
     return [
         {
             "name": row.name,
