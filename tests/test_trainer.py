@@ -9,6 +9,7 @@ import select
 import signal
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from powergrad.protocol import (
     Control,
     Done,
     Failure,
+    InitialWeights,
     Message,
     Note,
     Phase,
@@ -50,12 +52,15 @@ PATIENCE_S = 60.0
 """A resnet18 on a busy machine; nothing waits that long unless it hangs."""
 
 
+PETS: dict[str, Any] = {"dataset": "class_folder", "path": "pets", "image_size": 8, "batch_size": 4, "val_fraction": 0.25}
+
+
 def config(run_dir: Path, *, spec: dict[str, Any] | None = None, **fields: Any) -> TrainerConfig:
     """An attempt of a resnet18 on 18 small images, in two epochs of four steps."""
     if not (run_dir / "data" / "pets").exists():
         class_folder(run_dir / "data" / "pets")
     parts: dict[str, Any] = {
-        "data": {"dataset": "class_folder", "path": "pets", "image_size": 8, "batch_size": 4, "val_fraction": 0.25},
+        "data": PETS,
         "epochs": 2,
         "precision": "fp32",
         "schedule": {},
@@ -69,6 +74,10 @@ def heard(given: TrainerConfig, *, stop_after: int = NEVER) -> list[Message]:
     end = trainer.run(given, emit=messages.append, orders=StopAfter(stop_after))
     assert messages[-1] == end
     return messages
+
+
+def point_of(written: CheckpointWritten) -> ResumePoint:
+    return ResumePoint(id=written.id, path=written.path, step=written.step, sha256=written.sha256)
 
 
 def of(kind: type[M], messages: list[Message]) -> list[M]:
@@ -100,8 +109,7 @@ def test_the_same_config_gives_the_same_bits_and_a_stopped_one_too(tmp_path: Pat
     stopped = heard(config(tmp_path / "stopped"), stop_after=3)
     assert stopped[-1] == Done(outcome="stopped")
     written = of(CheckpointWritten, stopped)[-1]
-    point = ResumePoint(id=written.id, path=written.path, step=written.step, sha256=written.sha256)
-    resumed = heard(config(tmp_path / "stopped", attempt=2, resume=[point]))
+    resumed = heard(config(tmp_path / "stopped", attempt=2, resume=[point_of(written)]))
     plan = of(Plan, resumed)[0]
     assert (plan.resumed_from, plan.resumed_step) == ("step-00000003", 3)
     assert of(CheckpointWritten, resumed)[-1].sha256 == whole.sha256
@@ -112,8 +120,7 @@ def test_a_broken_checkpoint_is_skipped_for_the_one_before(tmp_path: Path) -> No
     older, newer = of(CheckpointWritten, heard(config(tmp_path)))
     weights = tmp_path / newer.path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    points = [ResumePoint(id=c.id, path=c.path, step=c.step, sha256=c.sha256) for c in (newer, older)]
-    messages = heard(config(tmp_path, attempt=2, resume=points))
+    messages = heard(config(tmp_path, attempt=2, resume=[point_of(newer), point_of(older)]))
     assert [(m.id, "model.safetensors" in m.detail) for m in of(CheckpointSkipped, messages)] == [(newer.id, True)]
     assert of(Plan, messages)[0].resumed_step == older.step
     assert of(CheckpointWritten, messages)[-1].sha256 == newer.sha256
@@ -121,15 +128,13 @@ def test_a_broken_checkpoint_is_skipped_for_the_one_before(tmp_path: Path) -> No
 
 def test_a_run_that_is_complete_only_says_so(tmp_path: Path) -> None:
     last = of(CheckpointWritten, heard(config(tmp_path)))[-1]
-    point = ResumePoint(id=last.id, path=last.path, step=last.step, sha256=last.sha256)
-    messages = heard(config(tmp_path, attempt=2, resume=[point]))
+    messages = heard(config(tmp_path, attempt=2, resume=[point_of(last)]))
     assert messages[-1] == Done(outcome="succeeded")
     assert of(Step, messages) == []
 
 
 def test_a_batch_larger_than_the_data_is_clipped_and_noted(tmp_path: Path) -> None:
-    data = {"dataset": "class_folder", "path": "pets", "image_size": 8, "batch_size": 500, "val_fraction": 0.25}
-    messages = heard(config(tmp_path, spec={"data": data, "epochs": 1}))
+    messages = heard(config(tmp_path, spec={"data": PETS | {"batch_size": 500}, "epochs": 1}))
     assert of(Plan, messages)[0].steps_per_epoch == 1
     assert ["batch_size=500" in note.detail for note in of(Note, messages)] == [True]
 
@@ -149,6 +154,162 @@ def test_what_cannot_start_fails_by_name(change: dict[str, Any], code: str, word
     assert words in failure.detail
     assert failure.hint
     assert "Traceback" in failure.traceback
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"loss": {"class_weights": [1.0, 2.0]}}, "loss.class_weights has 2 entries: the data set has 3 classes"),
+        ({"data": PETS | {"batch_size": 32}, "accumulate": 32}, "data.batch_size=32: 18 images cannot be shared out to 32 parts"),
+        ({"model": {"name": "no_such_network"}}, "no_such_network"),
+        ({"model": {"name": "vit_b_16"}}, "vit_b_16"),
+    ],
+    ids=["class weights", "batch", "unknown network", "size"],
+)
+def test_a_spec_that_does_not_fit_its_data_fails_before_the_first_step(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    messages = heard(config(tmp_path, spec=change))
+    failure = messages[-1]
+    assert isinstance(failure, Failure)
+    assert failure.code == "crashed"
+    assert failure.hint == "correct the field that the message names"
+    assert words in failure.detail
+    assert not of(Plan, messages)
+
+
+def test_a_batch_is_rounded_down_to_what_can_be_shared_out(tmp_path: Path) -> None:
+    messages = heard(config(tmp_path, spec={"data": PETS | {"batch_size": 20}, "accumulate": 5, "epochs": 1}), stop_after=0)
+    assert of(Plan, messages)[0].steps_per_epoch == 1
+    assert [note.detail for note in of(Note, messages)] == ["batch_size=20: 15 is used; there are 18 training images and 5 part(s)"]
+
+
+def test_balanced_classes_are_those_of_their_inverse_frequency(tmp_path: Path) -> None:
+    """Of 12 ants, 6 bees and 3 cats, n / (C n_c): the same bits as with these weights given."""
+    for name, each in (("ant", 12), ("bee", 6), ("cat", 3)):
+        class_folder(tmp_path / "data" / "pets" / "train", classes=(name,), each=each)
+        class_folder(tmp_path / "data" / "pets" / "val", classes=(name,), each=2)
+    weights = {"balanced": "balanced", "given": [21 / 36, 21 / 18, 21 / 9], "none": None}
+    ends = {}
+    for name, value in weights.items():
+        spec = {"loss": {"class_weights": value}, "model": {"name": "resnet20"}}
+        given = config(tmp_path / name, spec=spec, data_root=str(tmp_path / "data"))
+        ends[name] = of(CheckpointWritten, heard(given))[-1].sha256
+    assert ends["balanced"] == ends["given"] != ends["none"]
+
+
+def test_a_run_that_no_longer_improves_says_why_it_is_done(tmp_path: Path) -> None:
+    """Resumed, it says so again and takes no further step."""
+    stopping = {"epochs": 9, "early_stopping": {"patience_epochs": 1, "min_delta": 2.0}}
+    messages = heard(config(tmp_path, spec=stopping))
+    why = Done(outcome="succeeded", detail="val_top1 has not improved for 1 epochs: ended after epoch 2")
+    assert messages[-1] == why
+    last = of(CheckpointWritten, messages)[-1]
+    assert last.epoch == 2
+    again = heard(config(tmp_path, spec=stopping, attempt=2, resume=[point_of(last)]))
+    assert again[-1] == why
+    assert of(Step, again) == []
+
+
+def test_a_run_that_diverges_names_the_step_and_what_to_try(tmp_path: Path) -> None:
+    wild = {"optimizer": {"lr": 1000.0, "weight_decay": 10.0}, "schedule": {"name": "constant"}, "epochs": 9, "model": {"name": "resnet20"}}
+    failure = heard(config(tmp_path, spec=wild))[-1]
+    assert isinstance(failure, Failure)
+    assert failure.code == "diverged"
+    assert re.search(r"train_loss is \S+ at step \d+ \(lr 1000\)", failure.detail)
+    assert "lower optimizer.lr" in failure.hint
+
+
+STILL: dict[str, Any] = {"optimizer": {"lr": 1e-30, "weight_decay": 0.0}, "schedule": {"name": "constant"}, "epochs": 1}
+"""A rate at which no weight moves."""
+
+
+def small(name: str = "resnet20") -> dict[str, Any]:
+    return {"model": {"name": name, "init_from": f"job_{'0' * 26}"}}
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> CheckpointWritten:
+    """The last checkpoint of a resnet20 that has been trained in `tmp_path`."""
+    return of(CheckpointWritten, heard(config(tmp_path, spec={"model": {"name": "resnet20"}, "seed": 9})))[-1]
+
+
+def initial(run_dir: Path, written: CheckpointWritten) -> InitialWeights:
+    return InitialWeights(path=str(run_dir / written.path / "model.safetensors"), sha256=written.sha256)
+
+
+def parameters(run_dir: Path, written: CheckpointWritten) -> dict[str, torch.Tensor]:
+    """Of a checkpoint, without the batch statistics."""
+    weights = checkpoint.load(run_dir / written.path).weights
+    return {name: tensor for name, tensor in weights.items() if "running" not in name and "tracked" not in name}
+
+
+def test_a_run_begins_with_the_weights_it_is_given(earlier: CheckpointWritten, tmp_path: Path) -> None:
+    messages = heard(config(tmp_path / "next", spec=STILL | small(), init_from=initial(tmp_path, earlier)))
+    begun = parameters(tmp_path / "next", of(CheckpointWritten, messages)[-1])
+    taken = parameters(tmp_path, earlier)
+    assert begun.keys() == taken.keys()
+    assert all(torch.equal(tensor, taken[name]) for name, tensor in begun.items())
+    assert of(Note, messages) == []
+
+
+def test_a_classifier_of_another_size_starts_fresh_and_is_noted(earlier: CheckpointWritten, tmp_path: Path) -> None:
+    class_folder(tmp_path / "next" / "data" / "pets", classes=("ant", "bee", "cat", "dog", "eel"))
+    messages = heard(config(tmp_path / "next", spec=STILL | small(), init_from=initial(tmp_path, earlier)))
+    begun = parameters(tmp_path / "next", of(CheckpointWritten, messages)[-1])
+    taken = parameters(tmp_path, earlier)
+    different = {name for name, tensor in begun.items() if tensor.shape != taken[name].shape}
+    assert different == {"fc.weight", "fc.bias"}
+    assert all(torch.equal(tensor, taken[name]) for name, tensor in begun.items() if name not in different)
+    note = "model.init_from: the classifier has another size and starts fresh (fc.weight, fc.bias)"
+    assert [note_.detail for note_ in of(Note, messages)] == [note]
+
+
+@pytest.mark.parametrize("harm", ["gone", "changed", "another"])
+def test_weights_that_are_gone_or_changed_are_missing_data(harm: str, earlier: CheckpointWritten, tmp_path: Path) -> None:
+    given = initial(tmp_path, earlier)
+    path = Path(given.path)
+    if harm == "gone":
+        path.unlink()
+    elif harm == "changed":
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    else:
+        given = given.model_copy(update={"sha256": "0" * 64})
+    failure = heard(config(tmp_path / "next", spec=STILL | small(), init_from=given))[-1]
+    assert isinstance(failure, Failure)
+    assert failure.code == "data_missing"
+    assert "model.init_from: the checkpoint is gone or changed" in failure.detail
+    assert "model.safetensors" in failure.detail
+
+
+def test_weights_of_another_network_are_refused_by_name(earlier: CheckpointWritten, tmp_path: Path) -> None:
+    failure = heard(config(tmp_path / "next", spec=STILL | small("resnet32"), init_from=initial(tmp_path, earlier)))[-1]
+    assert isinstance(failure, Failure)
+    assert failure.code == "crashed"
+    assert "is of another network" in failure.detail
+    assert failure.hint == "correct the field that the message names"
+
+
+def test_a_run_begun_with_given_weights_resumes_from_its_own(earlier: CheckpointWritten, tmp_path: Path) -> None:
+    whole = heard(config(tmp_path / "whole", spec=small(), init_from=initial(tmp_path, earlier)))
+    stopped = heard(config(tmp_path / "stopped", spec=small(), init_from=initial(tmp_path, earlier)), stop_after=3)
+    point = point_of(of(CheckpointWritten, stopped)[-1])
+    resumed = heard(config(tmp_path / "stopped", spec=small(), init_from=initial(tmp_path, earlier), attempt=2, resume=[point]))
+    assert of(CheckpointWritten, resumed)[-1].sha256 == of(CheckpointWritten, whole)[-1].sha256
+
+
+def test_published_weights_that_cannot_be_fetched_are_missing_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no network, promptly and with the place to put them."""
+    for variable in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:1")  # nobody listens there
+        monkeypatch.setenv(variable.upper(), "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it reads the proxy when it is made
+    begun = time.monotonic()
+    failure = heard(config(tmp_path, spec={"data": PETS | {"image_size": 224}, "model": {"pretrained": True}}))[-1]
+    assert isinstance(failure, Failure)
+    assert failure.code == "data_missing"
+    assert str(tmp_path / "data" / "weights") in failure.detail
+    assert "model.pretrained" in failure.hint
+    assert time.monotonic() - begun < PATIENCE_S
 
 
 def raised(cause: Callable[[], object]) -> BaseException:
