@@ -61,6 +61,7 @@ class Arm:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     telemetry: Telemetry | None
+    spec: TelemetrySpec
     device: torch.device
     steps: int = 0
     step_s: list[float] = field(default_factory=list)
@@ -75,7 +76,7 @@ class Arm:
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self.steps += 1
-        if self.telemetry is not None and self.telemetry.due(self.steps):
+        if self.telemetry is not None and self.spec.is_due(self.steps):
             before = _now(self.device)
             self.telemetry.look(self.steps, logits=logits, targets=labels, alpha=ALPHA)
             self.look_s.append(_now(self.device) - before)
@@ -156,7 +157,6 @@ def _arm(run_dir: Path | None, options: argparse.Namespace, device: torch.device
     if run_dir is not None:
         telemetry = Telemetry(
             model,
-            spec=TelemetrySpec(every_steps=options.every_steps),
             classifier="fc",
             run_dir=run_dir,
             attempt=1,
@@ -164,7 +164,7 @@ def _arm(run_dir: Path | None, options: argparse.Namespace, device: torch.device
             epochs=options.rounds + 1,
             device=device,
         )
-    return Arm(model, optimizer, telemetry, device)
+    return Arm(model, optimizer, telemetry, TelemetrySpec(every_steps=options.every_steps), device)
 
 
 def _compare(plain: Arm, watched: Arm, run_dir: Path, *, rounds: int) -> None:

@@ -186,7 +186,7 @@ def _advance(run: Run, progress: Progress, way_back: _WayBack | None, *, emit: E
             progress.count(loss, logits, labels, batch_size=run.batch_size)
 
         step = progress.step + 1
-        is_point = spec.telemetry is not None and step % spec.telemetry.every_steps == 0  # on all ranks, of which the first one looks
+        is_point = spec.telemetry is not None and spec.telemetry.is_due(step)  # on all ranks, of which the first one looks
         looks = is_point and run.telemetry is not None
         if looks or spec.clip is not None:
             scaler.unscale_(optimizer)

@@ -566,6 +566,10 @@ class TelemetrySpec(SpecModel):
     pictures: bool = True
     """Draw the figures at the end."""
 
+    def is_due(self, step: int) -> bool:
+        """Whether to look at `step`: the steps done once the update that is about to be made is made, the first being 1."""
+        return step % self.every_steps == 0
+
 
 class TrainSpec(SpecModel):
     """Everything that decides the bits of a trained network, and nothing else."""

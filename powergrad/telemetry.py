@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from powergrad.loss import power_softmax
-from powergrad.spec import TelemetrySpec
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Telemetry:
-    """Looks at one attempt's network: at gradients every `spec.every_steps` steps, at weights and features in every evaluation.
+    """Looks at one attempt's network: at gradients every so many steps, at weights and features in every evaluation.
 
     classifier: dotted name of the module that gives the logits, as `powergrad.models.classifier_of` says it.  run_dir: the run's directory.
     resumed_step: steps already done; what earlier attempts wrote after it is void.  epochs: of the whole run.
@@ -56,7 +55,6 @@ class Telemetry:
         self,
         model: nn.Module,
         *,
-        spec: TelemetrySpec,
         classifier: str,
         run_dir: Path,
         attempt: int,
@@ -67,7 +65,7 @@ class Telemetry:
     ) -> None:
         self._model, self._classifier, self._device = model, classifier, device
         model.get_submodule(classifier)  # raises AttributeError now instead of after an epoch
-        self._every_steps, self._epochs = spec.every_steps, epochs
+        self._epochs = epochs
         self._parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._convolutions = {name: module for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)}
         self._used_features: Tensor | None = None
@@ -77,10 +75,6 @@ class Telemetry:
         self._journal.append(
             {"resumed_step": resumed_step, "parameters": list(self._parameters), "convolutions": list(self._convolutions)}, durable=True
         )
-
-    def due(self, step: int) -> bool:
-        """Whether to look at `step`: the steps done once the update that is about to be made is made, the first being 1."""
-        return step % self._every_steps == 0
 
     @torch.no_grad()
     def look(self, step: int, *, logits: Tensor, targets: Tensor, alpha: float, label_smoothing: float = 0.0) -> dict[str, float]:

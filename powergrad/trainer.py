@@ -261,7 +261,6 @@ def _with_telemetry(attempt: Run, progress: Progress) -> Run:
         return attempt
     telemetry = Telemetry(
         attempt.model,
-        spec=attempt.spec.telemetry,
         classifier=attempt.classifiers[0],
         run_dir=attempt.run_dir,
         attempt=attempt.attempt,

@@ -69,7 +69,6 @@ def images(count: int, seed: int = 1) -> Tensor:
 
 def telemetry_of(model: nn.Module, run_dir: Path, **overrides: Any) -> Telemetry:
     settings: dict[str, Any] = {
-        "spec": TelemetrySpec(),
         "classifier": "head",
         "run_dir": run_dir,
         "attempt": 1,
@@ -273,9 +272,9 @@ def test_snapshots_of_filters_are_few_even_and_end_with_the_last_epoch(tmp_path:
     assert len({later - earlier for earlier, later in pairwise(kept)}) <= 1
 
 
-def test_looks_are_due_at_multiples_of_every_steps(tmp_path: Path) -> None:
-    telemetry = telemetry_of(SmallNet(), tmp_path, spec=TelemetrySpec(every_steps=3))
-    assert [step for step in range(1, 10) if telemetry.due(step)] == [3, 6, 9]
+def test_looks_are_due_at_multiples_of_every_steps() -> None:
+    spec = TelemetrySpec(every_steps=3)
+    assert [step for step in range(1, 10) if spec.is_due(step)] == [3, 6, 9]
 
 
 def test_memory_is_the_process_own_peak_on_a_cpu() -> None:
@@ -447,7 +446,6 @@ class Watched(training.History):
         assert run.spec.telemetry is not None
         telemetry = Telemetry(
             run.model,
-            spec=run.spec.telemetry,
             classifier=CLASSIFIER,
             run_dir=run.run_dir,
             attempt=self.attempts,
