@@ -173,7 +173,7 @@ class WorkerService:
         self.tasks.wake()
         done = 0
         while self._may_claim():
-            with self._chosen() as chosen:
+            with self.chosen() as chosen:
                 if chosen is None:
                     break
                 supervise(self.bench, *chosen)
@@ -188,7 +188,7 @@ class WorkerService:
         return False
 
     @contextmanager
-    def _chosen(self) -> Iterator[tuple[lifecycle.Claim, TakenSlots] | None]:
+    def chosen(self) -> Iterator[tuple[lifecycle.Claim, TakenSlots] | None]:
         """A job and the slots that are its for the length of the block; None when there is none of the one or the other."""
         with ExitStack() as held:
             with self._choosing:  # two threads that gather slots at a time would each take what the other lacks

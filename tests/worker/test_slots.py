@@ -57,6 +57,36 @@ def test_two_workers_of_a_host_never_hold_one_gpu(tmp_path: Path) -> None:
         assert free_again is not None
 
 
+def test_slots_are_widened_all_or_none(tmp_path: Path) -> None:
+    one, other = (Slots(plan_slots(gpus(4), range(8), count=None, gpu_locks=tmp_path, cpu_locks=tmp_path)) for _ in range(2))
+    with one.take() as wide, other.take() as narrow:
+        assert wide is not None
+        assert narrow is not None
+        assert one.resize(wide, 4) == 3, "the other one has a slot"
+        assert other.resize(narrow, 4) == 3, "and the first one let go of what it had found"
+        assert [slot.index for taken in (wide, narrow) for slot in taken.slots] == [0, 1]
+        assert one.resize(wide, 3) == 3
+        assert [slot.index for slot in wide.slots] == [0, 2, 3]
+        assert wide.cpus == [0, 1, 4, 5, 6, 7]
+        assert len(wide.fds) == 3 * QUARTERS
+        assert other.resize(narrow, 2) == 1
+        assert one.resize(wide, 1) == 1
+        assert other.resize(narrow, 3) == 3
+    with one.take() as again:
+        assert again is not None
+        assert one.resize(again, 4) == 4
+
+
+def test_the_name_of_many_slots_is_cut_to_what_is_stored(tmp_path: Path) -> None:
+    slots = Slots(plan_slots(gpus(64), range(64), count=None, gpu_locks=tmp_path, cpu_locks=tmp_path))
+    with slots.take() as taken:
+        assert taken is not None
+        assert taken.device == "a GPU GPU-0"
+        assert slots.resize(taken, 64) == 64
+        assert taken.device.startswith("64 x a GPU, slots 0, 1, 2, ")
+        assert len(taken.device) == 128
+
+
 def test_a_failed_take_lets_go_of_what_it_had(tmp_path: Path) -> None:
     tokens = [tmp_path / name for name in "abc"]
     held = lock_all(tokens[2:])
