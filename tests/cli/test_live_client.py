@@ -8,10 +8,12 @@ import uuid
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from powergrad import __version__
 from powergrad.cli.stack import Stack
-from powergrad.client import ApiError, AsyncClient, Client, Event, Job
+from powergrad.client import ApiError, AsyncClient, Client, Event, Job, Prediction
 from tests.cli.conftest import TRAINED_S, endless, tiny
 
 
@@ -171,3 +173,31 @@ def test_a_clone_differs_where_told(client: Client, trained: Job) -> None:
     client.delete(twin.id)
     assert twin.spec["loss"]["alpha"] == 0.25
     assert twin.spec["data"] == trained.spec["data"]
+
+
+def test_a_clone_begins_with_a_checkpoint_which_stays(client: Client, trained: Job) -> None:
+    twin = client.clone(trained.id, from_checkpoint="best")
+    client.wait(client.cancel(twin.id).id, 60)
+    client.delete(twin.id)
+    best = next(one for one in client.checkpoints(trained.id) if one.is_best)
+    assert twin.spec["model"]["init_from"] == f"{trained.id}/{best.id}"
+    assert best.pinned
+    assert client.pin(trained.id, best.id, pinned=False).pinned is False
+
+
+def test_both_clients_predict_alike(client: Client, trained: Job, live: Stack, tmp_path: Path) -> None:
+    image = tmp_path / "digit.png"
+    Image.fromarray((load_digits().images[5] * 255 / 16).astype("uint8")).save(image)
+    found = client.predict(trained.id, image, 3)
+
+    async def ask() -> Prediction:
+        async with AsyncClient(live.url) as also:
+            return await also.predict(trained.id, image.read_bytes(), 3, checkpoint="best")
+
+    assert asyncio.run(ask()) == found
+    assert (found.job, len(found.predictions)) == (trained.id, 3)
+
+
+def test_a_preset_can_be_submitted(client: Client) -> None:
+    name = client.presets()[0]["name"]
+    assert client.dry_run(client.preset(name)["spec"])["name"] == name

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from powergrad.jobs import lifecycle, queries
-from tests.worker.conftest import Place, until
+from powergrad.jobs.spec import parse
+from tests.worker.conftest import Place, tiny_spec, until
 
 
 def trainer_of(job_id: str) -> psutil.Process:
@@ -225,3 +229,34 @@ def test_a_finished_job_leaves_no_process_behind(place: Place) -> None:
     place.until_state(job_id, "succeeded", "failed")
     assert not trainer.is_running()
     assert not [file.path for file in psutil.Process().open_files() if job_id in file.path]
+
+
+# --- weights of another job
+
+
+def test_a_job_begins_with_anothers_weights_or_says_that_they_are_gone(place: Place) -> None:
+    origin = place.submit(epochs=1)
+    assert place.until_state(origin, "succeeded", "failed")["state"] == "succeeded"
+    # a rate that moves no weight: what it ends with is what it began with (a seed of its own would show)
+    frozen = {"model": {"init_from": f"{origin}/latest"}, "epochs": 1, "seed": 7, "optimizer": {"lr": 1e-12, "weight_decay": 0.0}}
+    heir = place.submit(**frozen)
+    assert place.until_state(heir, "succeeded", "failed")["state"] == "succeeded"
+    assert torch.allclose(classifier(place, heir), classifier(place, origin), rtol=0.0, atol=1e-8)  # a rate of 1e-12, eleven times
+
+    with place.store.write() as tx:
+        late = lifecycle.submit(tx, lifecycle.Submission(parse(tiny_spec(**frozen)))).job_id
+        lifecycle.pause(tx, late)
+        stored = queries.find_checkpoint(tx, origin, "latest")
+    shutil.rmtree(place.service.settings.data_dir / "jobs" / origin / stored.path)
+    with place.store.write() as tx:
+        lifecycle.resume(tx, late)
+    job = place.until_state(late, "succeeded", "failed")
+    assert (job["state"], job["reason"]["code"]) == ("failed", "data_missing")
+    assert "model.init_from" in job["reason"]["detail"]
+
+
+def classifier(place: Place, job_id: str) -> torch.Tensor:
+    with place.store.read() as tx:
+        stored = queries.find_checkpoint(tx, job_id, "latest")
+    path = place.service.settings.data_dir / "jobs" / job_id / stored.path / "model.safetensors"
+    return load_file(path)["fc.weight"]
