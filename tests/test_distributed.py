@@ -276,6 +276,23 @@ def test_each_rank_has_its_cores_threads_and_device() -> None:
     assert launched(body, cpus=cores[:2], cpu_threads=3) == (DONE, [{"wrong": 0, "in_group": True}])
 
 
+def test_the_agent_asks_no_driver_for_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has asked CUDA anything cannot be forked into one that uses it."""
+
+    def refuse() -> int:
+        raise AssertionError("a device was asked for")
+
+    for module, name in ((torch.accelerator, "is_available"), (torch.accelerator, "device_count"), (torch.cuda, "device_count")):
+        monkeypatch.setattr(module, name, refuse)
+    agent = os.getpid()
+
+    def body(_: TrainerConfig, __: Ranks, ___: Emit, ____: Orders) -> Done:
+        assert os.getpid() != agent
+        return DONE
+
+    assert launched(body) == (DONE, [])
+
+
 def test_nothing_listens_beyond_this_machine() -> None:
     def body(_: TrainerConfig, ranks: Ranks, emit: Emit, __: Orders) -> Done:
         processes = psutil.Process(), psutil.Process(os.getppid())
