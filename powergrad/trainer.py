@@ -134,6 +134,8 @@ def _train(config: TrainerConfig, ranks: Ranks, *, emit: Emit, orders: Orders) -
     checkpoint.discard_unfinished(Path(config.run_dir), attempt=config.attempt)
     attempt = _set_up(config, device, ranks, emit=emit)
     progress, point = resume(attempt, config.resume, emit=emit)
+    if point is None and config.spec.model.init_from is not None and config.init_from is None:
+        raise DataMissing(f"model.init_from={config.spec.model.init_from}: its weights are gone, and no checkpoint of this run can be read")
     attempt = _with_telemetry(attempt, progress)
     plan = _plan(config, attempt, progress, point)
     emit(plan)
