@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import inspect
 import logging
+import multiprocessing
 import os
 import selectors
 import signal
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from enum import IntEnum
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NoReturn, Protocol
 
@@ -28,14 +30,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket, PrefixStore, TCPStore
+from torch.distributed.elastic.agent.server.api import WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters, rendezvous_handler_registry
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn.parallel import DistributedDataParallel
-from torch.numa.binding import AffinityMode, NumaOptions
 
 from powergrad.process import ORPHANED, die_with_parent
 from powergrad.protocol import Control, Done, Failure, Message, TrainerConfig, decode_control, decode_message, encode
@@ -51,8 +52,6 @@ LONGEST_WAIT = timedelta(days=7)
 LOOK_S = 0.05
 """Seconds between two looks of the agent at the orders it hands on, and at its ranks."""
 READ_BYTES = 1 << 16
-GRACE_S = 5
-"""Seconds that a rank has for ending on SIGTERM, for which it sets no handler, before the agent sends SIGKILL."""
 
 
 class Orders(Protocol):
@@ -204,50 +203,50 @@ def launch(config: TrainerConfig, *, body: Body, emit: Emit, orders: Orders) -> 
     break. A SIGTERM ends the ranks, then this process.
     """
     board = _Switchboard(_Pipes(config.ranks), emit=emit, orders=orders)
-    first: tuple[int, int | None] | None = None
-    try:
-        with _own_signals(), board.listening(), TemporaryDirectory(prefix="powergrad-ranks-") as logs:
-            elastic_launch(_launch_config(config, logs), _rank)(config, body, board.pipes, os.getpid())
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        first = rank, failure.exitcode
+    with _own_signals(), board.listening(), TemporaryDirectory(prefix="powergrad-ranks-") as logs:
+        exit_codes = _run_ranks((config, body, board.pipes, os.getpid()), ranks=config.ranks, run_id=config.run_id, logs=logs)
     # the agent is a cycle that holds the store, whose server is a thread: left to be collected in a later fork, it would crash there
     gc.collect()
     if board.broken is not None:
         raise board.broken
-    return board.verdict(first)
+    return board.verdict(exit_codes)
 
 
-def _launch_config(config: TrainerConfig, logs: str) -> LaunchConfig:
-    rendezvous_handler_registry.register(_Loopback.NAME, _Loopback)
-    made = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=config.ranks,
-        logs_specs=DefaultLogsSpecs(log_dir=logs),
-        run_id=f"{config.run_id}-{config.attempt}",
+def _run_ranks(args: tuple[object, ...], *, ranks: int, run_id: str, logs: str) -> dict[int, int | None]:
+    """Forks the ranks, each of which calls `_rank(*args)`, and returns their exit codes once all are gone (negative: the signal)."""
+    spec = WorkerSpec(
         role="rank",
-        rdzv_backend=_Loopback.NAME,
+        local_world_size=ranks,
+        entrypoint=_rank,
+        args=args,
+        rdzv_handler=_Loopback(run_id),
         max_restarts=0,
         monitor_interval=LOOK_S,
-        start_method="fork",  # milliseconds, and nothing to pickle; a spawned rank would import torch anew
         local_addr=LOOPBACK,
-        signals_to_handle="SIGTERM",
-        shutdown_timeout=GRACE_S,
-        # without any, the launcher asks CUDA how many devices there are, and a process that has asked cannot be forked
-        numa_options=NumaOptions(affinity_mode=AffinityMode.NODE),
     )
-    made.numa_options = None  # the cores were shared out by whoever made the config
-    return made
+    agent = _Agent(spec, DefaultLogsSpecs(log_dir=logs), start_method="fork")  # a spawned rank would import torch anew
+    agent.run()
+    return agent.exit_codes()
+
+
+class _Agent(LocalElasticAgent):
+    """The elastic agent, which tells only one of its failed ranks; this one knows them all."""
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        pids: dict[int, Any] = super()._start_workers(worker_group)
+        children = {child.pid: child for child in multiprocessing.active_children()}
+        self._children = {rank: children.get(pid) for rank, pid in pids.items()}
+        return pids
+
+    def exit_codes(self) -> dict[int, int | None]:
+        return {rank: None if child is None else child.exitcode for rank, child in self._children.items()}
 
 
 class _Loopback(RendezvousHandler):
     """A single node whose store listens on the loopback only, on a port bound here: the one that others make listens on every address."""
 
-    NAME = "powergrad-loopback"
-
-    def __init__(self, parameters: RendezvousParameters) -> None:
-        self._run_id = parameters.run_id
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
         listening = socket.create_server((LOOPBACK, 0))
         self._port: int = listening.getsockname()[1]
         self._store = TCPStore(LOOPBACK, self._port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
@@ -258,7 +257,7 @@ class _Loopback(RendezvousHandler):
         return True
 
     def get_backend(self) -> str:
-        return self.NAME
+        return "loopback"
 
     def next_rendezvous(self) -> RendezvousInfo:
         where = RendezvousStoreInfo(LOOPBACK, self._port)
@@ -285,6 +284,7 @@ class _Loopback(RendezvousHandler):
 def _own_signals() -> Iterator[None]:
     """Puts back the handler that the elastic agent replaces. A signal that it ended the ranks for then ends this process too."""
     before = signal.getsignal(signal.SIGTERM)
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM"  # Ctrl-C stays with whoever handles it in this process
     with warnings.catch_warnings():
         # the threads of this process hold no lock when it forks: they wait for pipes and clocks
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
@@ -314,12 +314,12 @@ class _Pipes:
         return say, hear
 
 
-@dataclass(frozen=True)
-class _End:
-    """How a rank ended. cause: 0 by itself, 1 as others do when a rank is lost, 2 because the agent ended it."""
+class _Cause(IntEnum):
+    """Why a rank failed; the smallest is what everything else follows from."""
 
-    failure: Failure
-    cause: int
+    ITSELF = 0
+    PEER = 1
+    AGENT = 2
 
 
 class _Switchboard:
@@ -331,11 +331,9 @@ class _Switchboard:
         """What `emit` raised: nobody listens any more."""
         self._emit, self._orders = emit, orders
         self._size = len(pipes.said)
-        self._pids: dict[int, int] = {}
+        self._started: set[int] = set()
         self._rests = [b""] * self._size
-        self._ended: set[int] = set()
-        self._done: Done | None = None
-        self._ends: list[_End] = []
+        self._ends: dict[int, Done | Failure | None] = {}  # in the order they came; None: without a word
         self._told: Stop | None = None
         self._open = {fd for pair in (*pipes.said, *pipes.told) for fd in pair}
 
@@ -351,17 +349,20 @@ class _Switchboard:
             thread.join()
             self._close(*self._open)
 
-    def verdict(self, first: tuple[int, int | None] | None) -> Done | Failure:
-        """How the whole ended: by the first failure that no other one caused, or well.
-
-        first: the rank that the agent saw fail, and its exit code: all that is known of ranks that never came to speak.
-        """
-        if self._ends:
-            return min(self._ends, key=lambda end: end.cause).failure
-        if first is not None:
-            return _died(first[0], self._size, first[1])
-        assert self._done is not None, "the agent returned, so every rank has said its last word"
-        return self._done
+    def verdict(self, exit_codes: dict[int, int | None]) -> Done | Failure:
+        """How the whole ended: by the first failure that no other one caused, or well."""
+        failures: list[tuple[_Cause, Failure]] = []
+        for rank, end in self._ends.items():
+            if end is None:
+                code = exit_codes[rank]
+                failures.append((_Cause.AGENT if code in (-signal.SIGTERM, ORPHANED) else _Cause.ITSELF, _died(rank, self._size, code)))
+            elif isinstance(end, Failure):
+                failures.append((_Cause.PEER if _follows(end) else _Cause.ITSELF, end))
+        if failures:
+            return min(failures, key=lambda failure: failure[0])[1]
+        first = self._ends[0]
+        assert isinstance(first, Done), "there are no others left"
+        return first
 
     def _close(self, *fds: int) -> None:
         for fd in fds:
@@ -388,24 +389,20 @@ class _Switchboard:
         data = os.read(self.pipes.said[rank][0], READ_BYTES)
         *lines, self._rests[rank] = (self._rests[rank] + data).split(b"\n")
         for line in lines:
-            if rank not in self._pids:
-                self._pids[rank] = int(line)
-                if len(self._pids) == self._size:  # not earlier: a rank yet to be forked must not find another file under these numbers
+            if rank not in self._started:
+                self._started.add(rank)
+                if len(self._started) == self._size:  # not earlier: a rank yet to be forked must not find another file under these numbers
                     self._close(*(write for _, write in self.pipes.said), *(read for read, _ in self.pipes.told))
             else:
                 self._take(rank, decode_message(line))
-        if not data and rank in self._pids and rank not in self._ended:
-            self._ends.append(_silent_end(rank, self._size, _exit_code(self._pids[rank])))
+        if not data:
+            self._ends.setdefault(rank, None)
         return bool(data)
 
     def _take(self, rank: int, message: Message) -> None:
         match message:
-            case Failure():
-                self._ended.add(rank)
-                self._ends.append(_End(message, cause=int(_follows(message))))
-            case Done():
-                self._ended.add(rank)
-                self._done = message if rank == 0 else self._done
+            case Done() | Failure():
+                self._ends[rank] = message
             case _:
                 self._emit(message)
 
@@ -415,19 +412,6 @@ class _Switchboard:
             self._told = stop
             with suppress(BrokenPipeError):
                 os.write(self.pipes.told[0][1], encode(Control(stop=stop)))
-
-
-def _exit_code(pid: int) -> int | None:
-    """The exit code of a child that is on its way out (negative: its signal), left for the agent to collect; None if that is done."""
-    with suppress(ChildProcessError, AttributeError):  # macOS has no waitid before Python 3.13
-        status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        if status is not None:
-            return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
-    return None
-
-
-def _silent_end(rank: int, size: int, exit_code: int | None) -> _End:
-    return _End(_died(rank, size, exit_code), cause=2 if exit_code in (-signal.SIGTERM, ORPHANED) else 0)
 
 
 def _died(rank: int, size: int, exit_code: int | None) -> Failure:
@@ -476,7 +460,7 @@ def _rank(config: TrainerConfig, body: Body, pipes: _Pipes, agent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the agent decides
     rank = int(os.environ["RANK"])
     say, hear = pipes.as_rank(rank)
-    _write(say, b"%d\n" % os.getpid())
+    _write(say, b"here\n")
     own = _config_of(config, rank)
     _settle(own, rank)
     told = _Told()
