@@ -121,9 +121,12 @@ class Run:
         return self.data.held_out_batches(split, batch_size=size, rank=self.ranks.rank, ranks=self.ranks.size)
 
     def state(self, progress: Progress) -> dict[str, Any]:
-        """What a checkpoint holds beside the weights."""
+        """What a checkpoint holds beside the weights. Collective: the windows are every rank's own."""
+        windows = torch.zeros(self.ranks.size, 2, dtype=torch.float64, device=self.device)
+        windows[self.ranks.rank] = torch.stack((progress.window_loss, progress.window_correct.double()))
         return {
             "progress": progress.to_state(),
+            "windows": self.ranks.sum_(windows),  # of zeros and one value each: exact
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "generators": _generators(self.device),
@@ -271,7 +274,20 @@ def _restore(run: Run, weights: Mapping[str, Tensor], ema: Mapping[str, Tensor] 
     run.optimizer.load_state_dict(state["optimizer"])
     run.scaler.load_state_dict(state["scaler"])
     _set_generators(state["generators"])
-    return Progress.from_state(state["progress"], run.device)
+    progress = Progress.from_state(state["progress"], run.device)
+    windows: Tensor | None = state.get("windows")  # an earlier release, of one rank, had none
+    if windows is not None and (run.ranks.size > 1 or len(windows) > 1):
+        loss, correct = _own_window(windows.to(run.device), run.ranks)
+        progress.window_loss.copy_(loss)
+        progress.window_correct.copy_(correct)
+    return progress
+
+
+def _own_window(windows: Tensor, ranks: Ranks) -> Tensor:
+    """(2,): this rank's part of (R, 2); where there were more or fewer ranks, the first one takes it all."""
+    if len(windows) == ranks.size:
+        return windows[ranks.rank]
+    return windows.sum(0) * ranks.is_first
 
 
 def choose_precision(asked: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> Precision:
