@@ -109,7 +109,6 @@ def with_telemetry(run: Run, progress: Progress) -> Run:
         return run
     telemetry = Telemetry(
         run.model,
-        spec=run.spec.telemetry,
         classifier=run.classifiers[0],
         run_dir=run.run_dir,
         attempt=run.attempt,

@@ -127,16 +127,17 @@ def _load_torch() -> None:
 def _config(
     spec: JobSpec, run_dir: Path, data_root: Path, device: str | None, *, ranks: int | None, init_from: Path | None
 ) -> TrainerConfig:
+    # a process that has asked CUDA cannot be forked into ranks any more; NVML knows as much
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     import torch
 
     from powergrad.protocol import TrainerConfig
 
     if device == "cuda:0" and not torch.cuda.is_available():
         raise Problem("--device cuda:0: torch finds no GPU here", advice="--device cpu, or see: powergrad doctor")
-    wants_gpu = spec.resources.gpus != 0 and torch.cuda.is_available()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = _checkpoints(run_dir)
-    on_gpus = (device or "cuda:0") != "cpu" and wants_gpu
+    on_gpus = device == "cuda:0" or (device is None and spec.resources.gpus != 0 and torch.cuda.is_available())
     processes = ranks or (spec.resources.gpus or 1 if on_gpus else 1)
     if on_gpus and processes > torch.cuda.device_count():
         raise Problem(
@@ -149,7 +150,7 @@ def _config(
         spec=spec.training(),
         run_dir=str(run_dir),
         data_root=str(data_root),
-        device=device or ("cuda:0" if wants_gpu else "cpu"),
+        device="cuda:0" if on_gpus else "cpu",
         cpu_threads=threads,
         ranks=processes,
         init_from=None if init_from is None else _initial_weights(init_from),
