@@ -178,7 +178,8 @@ def test_every_number_of_the_spec_has_its_bounds_tested() -> None:
         name
         for part in [JobSpec.model_json_schema(), *JobSpec.model_json_schema()["$defs"].values()]
         for name, field in part.get("properties", {}).items()
-        if {"integer", "number"} & {field.get("type"), *(choice.get("type") for choice in [*field.get("anyOf", []), *field.get("oneOf", [])])}
+        if {"integer", "number"}
+        & {field.get("type"), *(choice.get("type") for choice in [*field.get("anyOf", []), *field.get("oneOf", [])])}
     }
     assert numbers == tested
 
