@@ -49,7 +49,7 @@ def _finish(run: Run, progress: Progress, plan: Plan, *, emit: Emit) -> None:
     found = _analysed(run, model, emit=emit)
     if found is not None:
         _announce(run, results.write(found, _folder(run)), emit=emit)
-    _announce(run, _pictures(run, progress), emit=emit)
+    _announce(run, _pictures(run, progress, emit=emit), emit=emit)
     facts = _facts(run, progress, plan, found)
     preprocessing = Preprocessing.of(run.data)
     card = model_card(spec=run.spec, facts=facts, class_names=run.data.class_names, preprocessing=preprocessing)
@@ -67,7 +67,7 @@ def _analysed(run: Run, model: nn.Module, *, emit: Emit) -> results.Results | No
         return None
 
 
-def _pictures(run: Run, progress: Progress) -> list[Path]:
+def _pictures(run: Run, progress: Progress, *, emit: Emit) -> list[Path]:
     telemetry = run.spec.telemetry
     if "bundle" not in run.spec.export and (telemetry is None or not telemetry.pictures):
         return []
@@ -77,7 +77,11 @@ def _pictures(run: Run, progress: Progress) -> list[Path]:
     for point in (*progress.scores, *progress.looks):
         for name, value in point.items():
             series.setdefault(name, []).append((int(point["step"]), value))
-    history = read_history(run.run_dir) if telemetry is not None else History()
+    try:
+        history = read_history(run.run_dir) if telemetry is not None else History()
+    except ValueError as error:  # a line that is damaged
+        emit(Note(detail=f"no pictures: {error}"))
+        return []
     return draw(history, series, _folder(run), title=f"{run.spec.data.dataset}, {run.spec.model.name}")
 
 
