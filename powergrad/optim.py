@@ -21,7 +21,7 @@ def build_optimizer(
 
     Weight decay falls on all of them, biases and normalisation included, as in the recipe of arXiv 2111.12495, section 4, unless
     `decay_norm_and_bias` is false.  classifiers: dotted names of the last layers, which Muon leaves to AdamW, as it does
-    vectors (arXiv 2502.16982, section 2.2).
+    vectors (arXiv 2502.16982, section 2.2); with Nesterov's momentum, to AdamW with it (NAdamW).
     """
     fused = True if torch.device(device).type in FUSED_DEVICES else None
     groups = _groups(model, spec, apart=classifiers if isinstance(spec, MuonSpec) else ())
