@@ -347,7 +347,7 @@ def _score_epoch(run: Run, progress: Progress, *, epoch: int, emit: Emit) -> dic
     progress.scores.append({"step": progress.step, "epoch": epoch, **progress.last_window, **metrics})
     stopping = run.spec.early_stopping
     if stopping is not None and progress.patience.see(metrics[stopping.metric], stopping) and epoch < run.spec.epochs:
-        progress.ended_early = f"{stopping.metric} has not improved for {stopping.patience_epochs} epochs: ended after epoch {epoch}"
+        progress.ended_early = f"{stopping.metric} has not improved for {stopping.patience_epochs} epoch(s): ended after epoch {epoch}"
         emit(Note(detail=progress.ended_early))
     return metrics
 

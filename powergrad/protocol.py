@@ -93,7 +93,7 @@ class TrainerConfig(_Line):
 
 
 class Phase(_Line):
-    """What the trainer is doing. `training` is said on entering the first step, once an attempt."""
+    """What the trainer is doing. `training` is said on entering the first step, and again after a roll-back."""
 
     type: Literal["phase"] = "phase"
     name: Literal[

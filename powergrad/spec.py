@@ -437,7 +437,7 @@ class LionSpec(SpecModel):
 
 class MuonSpec(SpecModel):
     name: Literal["muon"]
-    """Muon: orthogonalised momentum for weight matrices and convolutions, AdamW for the rest."""
+    """Muon: orthogonalised momentum for weight matrices and convolutions, AdamW (with nesterov, NAdamW) for the rest."""
     lr: float = Field(default=0.02, gt=0.0, le=1000.0)
     """Peak learning rate of the matrices."""
     adamw_lr: float | None = Field(default=None, gt=0.0, le=1000.0)

@@ -132,10 +132,10 @@ def _attempt(config: TrainerConfig, ranks: Ranks, emit: Emit, orders: Orders) ->
 def _train(config: TrainerConfig, ranks: Ranks, *, emit: Emit, orders: Orders) -> Done:
     device = torch.device(config.device)
     checkpoint.discard_unfinished(Path(config.run_dir), attempt=config.attempt)
-    attempt = _set_up(config, device, ranks, emit=emit)
+    attempt, missing = _set_up(config, device, ranks, emit=emit)
     progress, point = resume(attempt, config.resume, emit=emit)
-    if point is None and config.spec.model.init_from is not None and config.init_from is None:
-        raise DataMissing(f"model.init_from={config.spec.model.init_from}: its weights are gone, and no checkpoint of this run can be read")
+    if point is None and missing is not None:
+        raise missing
     attempt = _with_telemetry(attempt, progress)
     plan = _plan(config, attempt, progress, point)
     emit(plan)
@@ -147,7 +147,8 @@ def _train(config: TrainerConfig, ranks: Ranks, *, emit: Emit, orders: Orders) -
     return Done(outcome=outcome, detail=progress.ended_early if outcome == "succeeded" else "")
 
 
-def _set_up(config: TrainerConfig, device: torch.device, ranks: Ranks, *, emit: Emit) -> Run:
+def _set_up(config: TrainerConfig, device: torch.device, ranks: Ranks, *, emit: Emit) -> tuple[Run, Exception | None]:
+    """The parts of the attempt, and what its first weights lack, which a run that resumes does not need."""
     spec = config.spec
     precision = choose_precision(spec.precision, device)
     if precision == "bf16" and not computes_in_bf16(device):
@@ -166,11 +167,12 @@ def _set_up(config: TrainerConfig, device: torch.device, ranks: Ranks, *, emit: 
     batch_size = _batch_size(spec, len(data.train), ranks, emit=emit)
 
     emit(Phase(name="building_model"))
-    model = _network(config, data, device, emit=emit)
+    model, missing = _network(config, data, emit=emit)
+    model = model.to(device).to(memory_format=torch.channels_last)
     if spec.model.sync_batch_norm:
         model = _with_shared_statistics(model, ranks)
     classifiers = classifiers_of(model)
-    return Run(
+    run = Run(
         spec=spec,
         attempt=config.attempt,
         run_dir=Path(config.run_dir),
@@ -187,27 +189,46 @@ def _set_up(config: TrainerConfig, device: torch.device, ranks: Ranks, *, emit: 
         ranks=ranks,
         net=None if ranks.size == 1 else ranks.wrap(model, device=device),
     )
+    return run, missing
 
 
-def _network(config: TrainerConfig, data: Data, device: torch.device, *, emit: Emit) -> nn.Module:
-    """Raises SpecUnfit, PretrainedMissing, DataMissing (for the checkpoint to start from)."""
+def _network(config: TrainerConfig, data: Data, *, emit: Emit) -> tuple[nn.Module, Exception | None]:
+    """The network with the weights it begins with, on the CPU. If those are gone, and there are checkpoints of the run's own: why.
+
+    Raises SpecUnfit, PretrainedMissing, DataMissing (for the checkpoint to start from).
+    """
+    try:
+        return _begun(config, data, emit=emit), None
+    except (PretrainedMissing, DataMissing) as error:
+        if not config.resume:
+            raise
+        return _built(config, data, pretrained=False), error
+
+
+def _begun(config: TrainerConfig, data: Data, *, emit: Emit) -> nn.Module:
+    model, wanted = _built(config, data, pretrained=config.spec.model.pretrained), config.spec.model.init_from
+    if config.init_from is not None:
+        if fresh := _load_initial(model, config.init_from):
+            emit(Note(detail=f"model.init_from: the classifier has another size and starts fresh ({', '.join(fresh)})"))
+    elif wanted is not None:
+        raise DataMissing(f"model.init_from={wanted}: its weights are gone")
+    return model
+
+
+def _built(config: TrainerConfig, data: Data, *, pretrained: bool) -> nn.Module:
     wanted = config.spec.model
     try:
-        model = build_model(
+        return build_model(
             wanted.name,
             num_classes=len(data.class_names),
             image_size=data.image_size,
             norm=wanted.norm,
             generator_seed=config.spec.seed,
-            pretrained=wanted.pretrained,
+            pretrained=pretrained,
             weights_dir=Path(config.data_root) / WEIGHTS,
         )
-        fresh = () if config.init_from is None else _load_initial(model, config.init_from)
     except ValueError as error:
         raise SpecUnfit(str(error)) from error
-    if fresh:
-        emit(Note(detail=f"model.init_from: the classifier has another size and starts fresh ({', '.join(fresh)})"))
-    return model.to(device).to(memory_format=torch.channels_last)
 
 
 def _with_shared_statistics(model: nn.Module, ranks: Ranks) -> nn.Module:
@@ -224,7 +245,10 @@ def _load_initial(model: nn.Module, weights: InitialWeights) -> tuple[str, ...]:
         checkpoint.verify(path.parent, sha256=weights.sha256)
     except CheckpointBroken as error:
         raise DataMissing(f"model.init_from: the checkpoint is gone or changed: {error}") from error
-    return load_weights(model, path).fresh
+    try:
+        return load_weights(model, path).fresh
+    except ValueError as error:  # of another network
+        raise SpecUnfit(str(error)) from error
 
 
 def _normalised_as_pretrained(data: Data, model_name: str) -> Data:

@@ -359,7 +359,7 @@ def test_a_run_that_no_longer_improves_ends_like_any_other(pets: Path, tmp_path:
     run = undisturbed(tmp_path, early(), data_root=pets)
     assert [(p.split, p.epoch) for p in run.points if isinstance(p, Evaluation)] == [("val", 1), ("val", 2), ("val", 3), ("test", 3)]
     assert [(c.epoch, c.is_best) for c in run.checkpoints] == [(3, True)]
-    reason = "val_top1 has not improved for 2 epochs: ended after epoch 3"
+    reason = "val_top1 has not improved for 2 epoch(s): ended after epoch 3"
     assert [message.detail for message in run.messages if isinstance(message, Note)] == [reason]
     progress, _ = resume(run.make(2), points_of(run), emit=lambda _: None)
     assert progress.ended_early == reason

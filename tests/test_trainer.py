@@ -200,7 +200,7 @@ def test_a_run_that_no_longer_improves_says_why_it_is_done(tmp_path: Path) -> No
     """Resumed, it says so again and takes no further step."""
     stopping = {"epochs": 9, "early_stopping": {"patience_epochs": 1, "min_delta": 2.0}}
     messages = heard(config(tmp_path, spec=stopping))
-    why = Done(outcome="succeeded", detail="val_top1 has not improved for 1 epochs: ended after epoch 2")
+    why = Done(outcome="succeeded", detail="val_top1 has not improved for 1 epoch(s): ended after epoch 2")
     assert messages[-1] == why
     last = of(CheckpointWritten, messages)[-1]
     assert last.epoch == 2
@@ -292,8 +292,15 @@ def test_a_run_begun_with_given_weights_resumes_from_its_own(earlier: Checkpoint
     whole = heard(config(tmp_path / "whole", spec=small(), init_from=initial(tmp_path, earlier)))
     stopped = heard(config(tmp_path / "stopped", spec=small(), init_from=initial(tmp_path, earlier)), stop_after=3)
     point = point_of(of(CheckpointWritten, stopped)[-1])
+    Path(initial(tmp_path, earlier).path).unlink()  # they have done their part
     resumed = heard(config(tmp_path / "stopped", spec=small(), init_from=initial(tmp_path, earlier), attempt=2, resume=[point]))
     assert of(CheckpointWritten, resumed)[-1].sha256 == of(CheckpointWritten, whole)[-1].sha256
+
+    (tmp_path / "stopped" / point.path / "model.safetensors").write_bytes(b"")
+    for given in (initial(tmp_path, earlier), None):
+        failure = heard(config(tmp_path / "stopped", spec=small(), init_from=given, attempt=3, resume=[point]))[-1]
+        assert isinstance(failure, Failure)
+        assert failure.code == "data_missing", "it does not begin afresh"
 
 
 def test_published_weights_that_cannot_be_fetched_are_missing_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
