@@ -24,29 +24,32 @@ EXAMPLE = """\
 name: my-first-job
 
 data:
-  dataset: digits          # digits needs no download; also cifar10, cifar100, mnist, fashion-mnist, class_folder
+  dataset: digits          # digits and glyphs need no files; also cifar10, mnist, class_folder, imagenet, webdataset, …
   image_size: 16           # pixels; default: the data set's own
   batch_size: 64
-  # augment: standard      # none or standard; default: the data set's own
+  # augment: standard      # none, standard, imagenet, or its parts; default: the data set's own
   # val_fraction: 0.2      # held out where the data set brings no validation split
 
 model:
   name: resnet18           # all of them: powergrad models
-  # norm: batch            # batch, group, or none (a network without normalisation layers)
+  # norm: null             # batch, group, or none (a network without normalisation layers); null: the network's own
+  # pretrained: false      # start from the library's published weights
+  # init_from: null        # start from an earlier job's: job_…/best
 
 loss:
   alpha: 0.25              # PowerGrad Transform's exponent in [0, 1]; 1 is ordinary cross-entropy
   # label_smoothing: 0.0
+  # class_weights: null    # balanced, or a list
 
 optimizer:
-  # name: sgd              # sgd or adamw
+  # name: sgd              # sgd, adamw, lion or muon
   lr: 0.02
   # momentum: 0.9
   # nesterov: true
   # weight_decay: 5e-4
 
 schedule:
-  # name: cosine           # cosine, step or constant
+  # name: cosine           # cosine, linear, step, constant or onecycle
   warmup_epochs: 1         # default: min(5, epochs // 10)
 
 # clip:                    # default: no clipping
@@ -55,6 +58,12 @@ schedule:
 
 epochs: 5
 # precision: auto          # auto, fp32, bf16 or fp16
+# accumulate: 1            # parts in which a batch is computed, to save memory
+# ema: null                # {decay: 0.9999} keeps and scores an average of the weights
+# early_stopping: null     # {metric: val_top1, patience_epochs: 10}
+# on_divergence: stop      # or rollback: back to the last checkpoint, at half the rate
+# telemetry: null          # {every_steps: 100} adds gradient and weight statistics, and pictures
+# export: []               # bundle, onnx, torch_export
 # seed: 0
 # deterministic: true      # same spec, same machine type and software: same bits
 
@@ -69,7 +78,7 @@ epochs: 5
 #   stall_seconds: 600
 
 # resources:
-#   gpus: null             # 0, 1, or null: 1 where there is one
+#   gpus: null             # how many share each batch; null: 1 where there is one
 #   cpu_threads: null      # part of the exact result; null: all cores of the slot
 
 # priority: 5              # 9 starts first, 0 last
