@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,10 @@ from powergrad import determinism
 from powergrad.data import DataMissing
 from powergrad.data.decode import decode
 from powergrad.models import build_model, load_weights
+from powergrad.protocol import Question
 from powergrad.spec import TrainSpec
 
 IMAGE = "the image"  # what errors call it: the caller knows which
-
-
-@dataclass(frozen=True)
-class Question:
-    """Paths are relative to a root. sha256: of the weights. top: how many classes to name."""
-
-    job: str
-    checkpoint: str
-    spec: dict[str, Any]
-    weights: str
-    sha256: str
-    labels: str
-    preprocessing: str
-    image: str
-    top: int
 
 
 def predict(arguments: Mapping[str, Any], root: Path) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from powergrad.card import Facts, Point, model_card
 from powergrad.engine import Emit, Run, best_models
 from powergrad.export import ExportError, Preprocessing, environment, export
 from powergrad.progress import Progress
-from powergrad.protocol import ArtifactWritten, Note, Phase, Plan
+from powergrad.protocol import LABELS, PREPROCESSING, ArtifactWritten, Note, Phase, Plan
 from powergrad.telemetry import History, read_history
 
-LABELS, PREPROCESSING, CARD = "labels.json", "preprocessing.json", "MODEL_CARD.md"
+CARD, HISTORY = "MODEL_CARD.md", "telemetry.json"
 MEDIA_TYPES = {".onnx": "application/octet-stream", ".pt2": "application/zip", ".md": "text/markdown", ".csv": "text/csv"}
 CURVES = "training.svg"
 
@@ -49,7 +49,8 @@ def _finish(run: Run, progress: Progress, plan: Plan, *, emit: Emit) -> None:
     found = _analysed(run, model, emit=emit)
     if found is not None:
         _announce(run, results.write(found, _folder(run)), emit=emit)
-    _announce(run, _pictures(run, progress, emit=emit), emit=emit)
+    if (history := _history(run, emit=emit)) is not None:
+        _announce(run, [*_layers(run, history), *_pictures(run, progress, history)], emit=emit)
     facts = _facts(run, progress, plan, found)
     preprocessing = Preprocessing.of(run.data)
     card = model_card(spec=run.spec, facts=facts, class_names=run.data.class_names, preprocessing=preprocessing)
@@ -67,7 +68,22 @@ def _analysed(run: Run, model: nn.Module, *, emit: Emit) -> results.Results | No
         return None
 
 
-def _pictures(run: Run, progress: Progress, *, emit: Emit) -> list[Path]:
+def _history(run: Run, *, emit: Emit) -> History | None:
+    """What telemetry kept per layer, which is nothing without it; None where it cannot be read."""
+    if run.spec.telemetry is None:
+        return History()
+    try:
+        return read_history(run.run_dir)
+    except ValueError as error:  # a line that is damaged
+        emit(Note(detail=f"no pictures: {error}"))
+        return None
+
+
+def _layers(run: Run, history: History) -> list[Path]:
+    return [] if run.spec.telemetry is None else [durable.write(_folder(run) / HISTORY, json.dumps(history.as_json()).encode())]
+
+
+def _pictures(run: Run, progress: Progress, history: History) -> list[Path]:
     telemetry = run.spec.telemetry
     if "bundle" not in run.spec.export and (telemetry is None or not telemetry.pictures):
         return []
@@ -77,11 +93,6 @@ def _pictures(run: Run, progress: Progress, *, emit: Emit) -> list[Path]:
     for point in (*progress.scores, *progress.looks):
         for name, value in point.items():
             series.setdefault(name, []).append((int(point["step"]), value))
-    try:
-        history = read_history(run.run_dir) if telemetry is not None else History()
-    except ValueError as error:  # a line that is damaged
-        emit(Note(detail=f"no pictures: {error}"))
-        return []
     return draw(history, series, _folder(run), title=f"{run.spec.data.dataset}, {run.spec.model.name}")
 
 

@@ -1,4 +1,4 @@
-"""What a trainer process is told, what it says, and what it obeys. Imports neither torch nor a database.
+"""What a trainer process is told, what it says, and what it obeys; what a prediction is asked. Imports neither torch nor a database.
 
 One `TrainerConfig` in; JSON lines out (`Message`, one object a line, its `type` first); JSON lines in (`Control`). The trainer knows
 nothing of jobs, queues or networks: whoever starts it (a supervisor, `powergrad train`, a test) reads the lines.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -264,6 +265,27 @@ class Control(_Line):
 
     deadline_s: float | None = None
     stop: Literal["checkpoint", "now"] | None = None
+
+
+# --- what a prediction is asked --------------------------------------------------------------------------------------------------
+
+LABELS, PREPROCESSING = "labels.json", "preprocessing.json"
+"""Artifacts of every run, without which its weights say nothing about an image."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Paths are relative to a root. sha256: of the weights. top: how many classes to name."""
+
+    job: str
+    checkpoint: str
+    spec: dict[str, Any]
+    weights: str
+    sha256: str
+    labels: str
+    preprocessing: str
+    image: str
+    top: int
 
 
 def encode(line: BaseModel) -> bytes:

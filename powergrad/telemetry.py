@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from powergrad.loss import power_softmax
+from powergrad.protocol import finite_or_none
 
 log = logging.getLogger(__name__)
 
@@ -250,6 +251,22 @@ class History:
 
     gradients: tuple[Gradients, ...] = ()
     filters: tuple[Filters, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain values; null where a norm is not finite."""
+        return {
+            "gradients": [
+                {"step": one.step, "norms": {name: finite_or_none(norm) for name, norm in one.norms.items()}} for one in self.gradients
+            ],
+            "filters": [
+                {
+                    "step": one.step,
+                    "epoch": one.epoch,
+                    "norms": {name: list(map(finite_or_none, norms)) for name, norms in one.norms.items()},
+                }
+                for one in self.filters
+            ],
+        }
 
 
 def read_history(run_dir: Path) -> History:

@@ -136,7 +136,7 @@ def _train(config: TrainerConfig, ranks: Ranks, *, emit: Emit, orders: Orders) -
     progress, point = resume(attempt, config.resume, emit=emit)
     if point is None and missing is not None:
         raise missing
-    attempt = _with_telemetry(attempt, progress)
+    attempt = with_telemetry(attempt, progress)
     plan = _plan(config, attempt, progress, point)
     emit(plan)
     if ranks.is_first:
@@ -282,7 +282,8 @@ def _class_weights(spec: TrainSpec, data: Data) -> torch.Tensor | None:
     return torch.tensor(asked, device=labels.device)
 
 
-def _with_telemetry(attempt: Run, progress: Progress) -> Run:
+def with_telemetry(attempt: Run, progress: Progress) -> Run:
+    """The attempt with the looks that its spec asks for, from `progress` on; only the first rank looks."""
     if attempt.spec.telemetry is None or not attempt.ranks.is_first:
         return attempt
     telemetry = Telemetry(

@@ -18,6 +18,7 @@ from powergrad.data import Data, open_data
 from powergrad.models import build_model
 from powergrad.protocol import ArtifactWritten, CheckpointWritten, Done, Evaluation, Message, Note, ResumePoint, Step, TrainerConfig
 from powergrad.spec import TrainSpec
+from powergrad.telemetry import read_history
 from tests.data.folders import class_folder
 from tests.training import CPU, NEVER, StopAfter
 
@@ -104,7 +105,7 @@ def small(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
 def test_all_is_made_and_nothing_is_made_twice(told: Told) -> None:
     names = [artifact.name for artifact in told.artifacts]
     assert names[:5] == START + TABLES
-    assert set(names[5:-2]) == PICTURES
+    assert set(names[5:-2]) == PICTURES | {"telemetry.json"}
     assert names[-2:] == ["MODEL_CARD.md", "model.onnx"]
     assert len(names) == len(set(names))
     assert told.notes == []
@@ -193,7 +194,15 @@ def test_without_telemetry_there_are_no_pictures(pets: Path, tmp_path: Path) -> 
     """Unless a bundle wants them; `pictures` set to false is the same."""
     for name, telemetry in (("none", None), ("no pictures", {"every_steps": 1, "pictures": False})):
         names = {artifact.name for artifact in attempt(tmp_path / name, pets, spec=SMALL | {"telemetry": telemetry}).artifacts}
-        assert names == {*START, *TABLES, "MODEL_CARD.md"}
+        assert names == {*START, *TABLES, "MODEL_CARD.md", *(["telemetry.json"] if telemetry else [])}
+
+
+def test_what_telemetry_kept_per_layer_can_be_had_as_figures(small: Told) -> None:
+    told, kept = json.loads(small.file("telemetry.json").read_text()), read_history(small.run_dir)
+    assert [look["step"] for look in told["gradients"]] == [look.step for look in kept.gradients] == list(range(1, len(kept.gradients) + 1))
+    assert told["gradients"][0]["norms"]["fc.weight"] == kept.gradients[0].norms["fc.weight"] > 0
+    assert told["filters"][-1]["norms"]["conv1"] == kept.filters[-1].norms["conv1"]
+    assert len(told["filters"][-1]["norms"]["conv1"]) == 16
 
 
 def test_a_complete_run_makes_them_again(small: Told, pets: Path) -> None:

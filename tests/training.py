@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -15,10 +15,10 @@ from powergrad.data import open_data
 from powergrad.ema import Ema
 from powergrad.engine import Orders, Outcome, Run, resume, train
 from powergrad.optim import build_optimizer
-from powergrad.progress import Progress
 from powergrad.protocol import CheckpointWritten, Evaluation, Message, ResumePoint, RolledBack, Step
 from powergrad.spec import TrainSpec
-from powergrad.telemetry import MACHINE_METRICS, Telemetry
+from powergrad.telemetry import MACHINE_METRICS
+from powergrad.trainer import with_telemetry
 
 CPU = torch.device("cpu")
 
@@ -101,22 +101,6 @@ def make_run(
         class_weights=torch.tensor(weights, device=device) if isinstance(weights, list) else None,
         ema=None if train_spec.ema is None else Ema(model, train_spec.ema),
     )
-
-
-def with_telemetry(run: Run, progress: Progress) -> Run:
-    """The run with the looks that its spec asks for."""
-    if run.spec.telemetry is None:
-        return run
-    telemetry = Telemetry(
-        run.model,
-        classifier=run.classifiers[0],
-        run_dir=run.run_dir,
-        attempt=run.attempt,
-        resumed_step=progress.step,
-        epochs=run.spec.epochs,
-        device=run.device,
-    )
-    return replace(run, telemetry=telemetry)
 
 
 @dataclass

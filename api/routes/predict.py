@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
@@ -27,28 +27,13 @@ from powergrad.jobs.errors import ArtifactNotFound, CheckpointNotFound, TaskNotF
 from powergrad.jobs.lifecycle import job_dir
 from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Tx
+from powergrad.protocol import LABELS, PREPROCESSING, Question
 
 KIND = "predict"
-LABELS, PREPROCESSING = "labels.json", "preprocessing.json"
 TASK_ID = re.compile(r"task_[0-9A-HJKMNP-TV-Z]{26}")
 LOCATION = {"Location": {"schema": {"type": "string"}, "description": "Path of the task."}}
 
 router = APIRouter(prefix="/v1", tags=["predictions"], route_class=StrictRoute)
-
-
-@dataclass(frozen=True)
-class _Question:
-    """What `powergrad.predict` is asked; paths are below the artifact root."""
-
-    job: str
-    checkpoint: str
-    spec: dict[str, Any]
-    weights: str
-    sha256: str
-    labels: str
-    preprocessing: str
-    image: str
-    top: int
 
 
 @router.post(
@@ -115,7 +100,7 @@ def _submit(parts: Parts, job_id: str, checkpoint: str, top: int, image: bytes) 
     return task_id
 
 
-def _question(tx: Tx, job_id: str, checkpoint: str, top: int, *, image: str) -> _Question:
+def _question(tx: Tx, job_id: str, checkpoint: str, top: int, *, image: str) -> Question:
     spec, home = queries.spec_of(tx, job_id), job_dir(job_id)
     try:
         found = queries.find_checkpoint(tx, job_id, checkpoint)
@@ -126,7 +111,7 @@ def _question(tx: Tx, job_id: str, checkpoint: str, top: int, *, image: str) -> 
         raise Refused(errors.NO_CHECKPOINT, f"{error}: it has none yet") from None
     except ArtifactNotFound as error:
         raise Refused(errors.NO_CHECKPOINT, f"{error}, which a prediction needs") from None
-    return _Question(
+    return Question(
         job=job_id,
         checkpoint=found.id,
         spec=spec.training().model_dump(mode="json"),
