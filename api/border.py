@@ -1,4 +1,5 @@
-"""What every request passes first: is it meant for this server, does it come from a web page, is its body JSON; and it is counted.
+"""What every request passes first: is it meant for this server, who sends it, does it come from a web page, is its body JSON; and it is
+counted.
 
 Plain ASGI: it costs microseconds and never stands between a stream and its reader.
 """
@@ -8,37 +9,62 @@ from __future__ import annotations
 import time
 from functools import lru_cache
 
+import structlog
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import errors
-from api.errors import Kind, problem
+from api import access, errors
+from api.access import CALLER, SAFE_METHODS, KeyRing
+from api.errors import Kind, Refused, problem
 from api.measures import Measures
 from api.settings import is_loopback
+from powergrad.jobs.store import is_unavailable
 
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 TAKES_IMAGES = "/v1/predict/"
 IMAGES = ("image/jpeg", "image/png", "image/webp")  # a page of another origin cannot send these either, unless this server allows it
 LONGEST_HOST = 255  # of a DNS name; what is remembered of Host headers stays small
+
+log = structlog.get_logger(__name__)
 
 
 class Border:
     """Refuses what a browser could be tricked into sending, and measures the rest."""
 
-    def __init__(self, app: ASGIApp, measures: Measures) -> None:
-        self._app, self._measures = app, measures
+    def __init__(self, app: ASGIApp, measures: Measures, key_ring: KeyRing) -> None:
+        self._app, self._measures, self._keys = app, measures, key_ring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refused = _refusal(scope["method"], scope["path"], Headers(scope=scope))
-        if refused is not None:
-            kind, detail = refused
-            await problem(kind, detail, instance=scope["path"])(scope, receive, send)
-            self._measures.refused(scope["method"], kind.status)
+        refusal = await self._refusal(scope)
+        if refusal is not None:
+            self._measures.refused(scope["method"], refusal.status_code)
+            await refusal(scope, receive, send)
             return
         await self._measured(scope, receive, send)
+
+    async def _refusal(self, scope: Scope) -> Response | None:
+        """The answer to a request that goes no further; one that does has its caller in the scope."""
+        method, path, headers = scope["method"], scope["path"], Headers(scope=scope)
+        try:
+            if access.is_guarded(path):
+                await self._keys.look()  # first: whether there are keys decides what else is asked
+            refused = _refusal(method, path, headers, is_locked=self._keys.is_locked)
+            if refused is not None:
+                return problem(*refused, instance=path)
+            if access.is_guarded(path):
+                scope[CALLER] = await self._keys.caller(method, path, headers)
+        except Refused as error:
+            return problem(error.kind, error.detail, instance=path, headers=error.headers)
+        except Exception as error:
+            if not is_unavailable(error):
+                raise
+            if path != access.SCRAPED or self._keys.is_locked:  # a scrape is to tell of an outage, not to be part of it
+                log.warning("database away", path=path, error=str(error).splitlines()[0])
+                return errors.unavailable(path)
+        return None
 
     async def _measured(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
@@ -55,9 +81,10 @@ class Border:
         await self._app(scope, receive, noting)
 
 
-def _refusal(method: str, path: str, headers: Headers) -> tuple[Kind, str] | None:
+def _refusal(method: str, path: str, headers: Headers, *, is_locked: bool) -> tuple[Kind, str] | None:
     host = headers.get("host", "")
-    if len(host) > LONGEST_HOST or not _names_this_machine(host):
+    # without keys the address is all that keeps a web page out, whose own name may lead here (DNS rebinding)
+    if not is_locked and (len(host) > LONGEST_HOST or not _names_this_machine(host)):
         return errors.FORBIDDEN_HOST, f"Host: {host[:200]!r}: must be a loopback name or address, such as 127.0.0.1 or localhost"
     if method in SAFE_METHODS:
         return None

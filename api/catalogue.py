@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
-from powergrad.jobs import fleet
+from powergrad.jobs import datasets, fleet
 from powergrad.jobs.store import Store
+from powergrad.spec import BUILT_IN_DATASETS
 
 KEPT_S = 5.0  # the catalogue changes when a worker of another release starts
 
@@ -32,6 +34,20 @@ class Catalogue:
             self._names = await run_in_threadpool(self._read)
             self._until = time.monotonic() + (KEPT_S if self._names.models and self._names.datasets else 0.5)
         return self._names
+
+    async def names_for(self, body: Any, owner: str) -> Names:
+        """The same with the owner's own data sets, where the body of a spec names a set that is not built in."""
+        data = body.get("data") if isinstance(body, dict) else None
+        wanted = data.get("dataset") if isinstance(data, dict) else None
+        found = await self.names()
+        if not isinstance(wanted, str) or wanted in BUILT_IN_DATASETS or not found.datasets:
+            return found
+        own = await run_in_threadpool(self._own, owner)
+        return Names(found.models, (*found.datasets, *own))
+
+    def _own(self, owner: str) -> list[str]:
+        with self._store.read() as tx:
+            return datasets.names(tx, owner)
 
     def _read(self) -> Names:
         with self._store.read() as tx:

@@ -24,6 +24,7 @@ from powergrad.jobs.store import is_unavailable
 MEDIA_TYPE = "application/problem+json"
 SCHEMA_NAME = "Problem"
 RETRY_AFTER_S = 2
+QUOTA_RETRY_S = 60
 MOST_ERRORS = 100  # more help no one, and a small body can break tens of thousands of rules
 CLIENT_GONE = 499  # nginx's number: HTTP has none for an answer that no one waits for
 
@@ -41,9 +42,14 @@ class Kind:
 
 
 MALFORMED = Kind(400, "malformed", "Malformed request", "The body is not JSON.")
+UNAUTHENTICATED = Kind(401, "unauthenticated", "No valid key", "The server has keys, and the request shows none that opens it.")
+FORBIDDEN_SCOPE = Kind(403, "forbidden_scope", "Key not good for this", "The key has not the scope that the call needs.")
 FORBIDDEN_HOST = Kind(403, "forbidden_host", "Host not served", "The Host header is not a loopback name or address.")
 FORBIDDEN_ORIGIN = Kind(403, "forbidden_origin", "Origin not served", "A web page of another origin sent the request.")
 NOT_FOUND = Kind(404, "not_found", "Not found", "Nothing is here.")
+UNKNOWN_REFERENCE = Kind(404, "unknown_reference", "Not there", "The spec names a model, data set, job or checkpoint that does not exist.")
+DATASET_NOT_FOUND = Kind(404, "dataset_not_found", "No such data set", "No uploaded or registered set has this name.")
+KEY_NOT_FOUND = Kind(404, "key_not_found", "No such key", "No key has this id.")
 JOB_NOT_FOUND = Kind(404, "job_not_found", "No such job", "No job has this id.")
 CHECKPOINT_NOT_FOUND = Kind(404, "checkpoint_not_found", "No such checkpoint", "The job has no such checkpoint (yet).")
 ARTIFACT_NOT_FOUND = Kind(404, "artifact_not_found", "No such artifact", "The job has no such artifact (yet).")
@@ -51,6 +57,10 @@ TASK_NOT_FOUND = Kind(404, "task_not_found", "No such task", "No task has this i
 PRESET_NOT_FOUND = Kind(404, "preset_not_found", "No such preset", "No preset has this name.")
 METHOD_NOT_ALLOWED = Kind(405, "method_not_allowed", "Method not allowed", "The path does not know this method.")
 ILLEGAL_MOVE = Kind(409, "illegal_move", "Not in this state", "The job's state, given in `state`, does not allow it.")
+REFERENCE_NOT_READY = Kind(
+    409, "reference_not_ready", "Not ready yet", "The spec names a data set that is being checked, or a job without a checkpoint."
+)
+DATASET_IN_USE = Kind(409, "dataset_in_use", "Data set in use", "A job that has not ended needs it.")
 NO_CHECKPOINT = Kind(409, "no_checkpoint", "No checkpoint yet", "The job has no checkpoint (yet), or has not said what its classes are.")
 VERSION_MISMATCH = Kind(412, "version_mismatch", "Version mismatch", "If-Match names another version than the job's.")
 TOO_LARGE = Kind(413, "too_large", "Body too large", "The body exceeds the limit.")
@@ -62,6 +72,7 @@ INVALID_SPEC = Kind(422, "invalid_spec", "Invalid spec", "The body breaks rules;
 INVALID_REQUEST = Kind(422, "invalid_request", "Invalid request", "A parameter breaks a rule; `errors` has the first 100.")
 IDEMPOTENCY_MISMATCH = Kind(422, "idempotency_mismatch", "Key used before", "The Idempotency-Key came before with another body.")
 UNREADABLE_IMAGE = Kind(422, "unreadable_image", "Unreadable image", "The body is no image, or one beyond the limits.")
+QUOTA_EXCEEDED = Kind(429, "quota_exceeded", "Quota exceeded", "The owner has as much as is granted; `quota` says of what.")
 TASK_FAILED = Kind(500, "task_failed", "The task failed", "The child that did the work failed; `task` names it, `error` says how.")
 INTERNAL = Kind(500, "internal", "Internal error", "A defect of the server; its log has the traceback.")
 UNAVAILABLE = Kind(503, "unavailable", "Temporarily unavailable", "The database is away: come back after Retry-After seconds.")
@@ -71,6 +82,12 @@ STORAGE_FULL = Kind(507, "storage_full", "Storage full", "Too little free space 
 
 KINDS: dict[type[domain.JobError], Kind] = {
     domain.InvalidSpec: INVALID_SPEC,
+    domain.UnknownReference: UNKNOWN_REFERENCE,
+    domain.NotReady: REFERENCE_NOT_READY,
+    domain.DatasetNotFound: DATASET_NOT_FOUND,
+    domain.DatasetInUse: DATASET_IN_USE,
+    domain.KeyNotFound: KEY_NOT_FOUND,
+    domain.QuotaExceeded: QUOTA_EXCEEDED,
     domain.JobNotFound: JOB_NOT_FOUND,
     domain.CheckpointNotFound: CHECKPOINT_NOT_FOUND,
     domain.ArtifactNotFound: ARTIFACT_NOT_FOUND,
@@ -145,6 +162,10 @@ async def _domain(request: Request, error: domain.JobError) -> Response:
         more["state"] = error.state
     if isinstance(error, domain.VersionMismatch):
         more["version"] = error.actual
+    if isinstance(error, domain.DatasetInUse):
+        more["job"] = error.job_id
+    if isinstance(error, domain.QuotaExceeded):
+        more |= {"quota": error.quota, "used": error.used, "granted": error.granted, "headers": {"Retry-After": str(QUOTA_RETRY_S)}}
     return problem(kind, _summary(error), instance=request.url.path, **more)
 
 

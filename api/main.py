@@ -67,5 +67,5 @@ def create_app(settings: ApiSettings) -> FastAPI:
     pages.install(app)
     openapi.install(app, jobs.BODIES)
     errors.install(app)
-    app.add_middleware(Border, measures=parts.measures)
+    app.add_middleware(Border, measures=parts.measures, key_ring=parts.key_ring)
     return app

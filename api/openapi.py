@@ -17,15 +17,18 @@ from api.errors import Kind
 Responses = dict[int | str, dict[str, Any]]
 REFERENCE = "#/components/schemas/{model}"
 EVERYWHERE = (errors.FORBIDDEN_HOST, errors.INVALID_REQUEST, errors.INTERNAL)
+GUARDED = (errors.UNAUTHENTICATED, errors.FORBIDDEN_SCOPE, errors.UNAVAILABLE)  # the keys are in the database
 STORED = (errors.UNAVAILABLE,)  # of every route that asks the database
 CHANGES = (errors.FORBIDDEN_ORIGIN, errors.UNSUPPORTED_MEDIA)
 BODY = (errors.MALFORMED, errors.TOO_LARGE, errors.INVALID_SPEC)
+REFERENCES = (errors.UNKNOWN_REFERENCE, errors.REFERENCE_NOT_READY)
+NEW_JOB = (*BODY, *REFERENCES, errors.IDEMPOTENCY_MISMATCH, errors.QUOTA_EXCEEDED, errors.STORAGE_FULL)
 
 
-def problems(*kinds: Kind) -> Responses:
-    """The `responses` of a route that can refuse so."""
+def problems(*kinds: Kind, is_open: bool = False) -> Responses:
+    """The `responses` of a route that can refuse so. is_open: it asks for no key."""
     by_status: dict[int, list[Kind]] = {}
-    for kind in dict.fromkeys((*EVERYWHERE, *kinds)):
+    for kind in dict.fromkeys((*EVERYWHERE, *(() if is_open else GUARDED), *kinds)):
         by_status.setdefault(kind.status, []).append(kind)
     return {status: _response(found) for status, found in sorted(by_status.items())}
 

@@ -10,10 +10,11 @@ from typing import Annotated
 from fastapi import Depends, Path
 from starlette.requests import Request
 
+from api.access import KeyRing
 from api.catalogue import Catalogue
 from api.doorbell import Doorbell
 from api.measures import Measures
-from api.settings import ApiSettings
+from api.settings import ApiSettings, is_loopback
 from api.submissions import Submissions
 from api.tailer import Tailer
 from powergrad.jobs.artifacts import Artifacts
@@ -54,6 +55,7 @@ class Parts:
     submissions: Submissions
     sweeper: Sweeper
     measures: Measures
+    key_ring: KeyRing
     tailer: Tailer | None = None
     """Made when the application starts, in its event loop."""
 
@@ -73,6 +75,7 @@ class Parts:
             submissions=Submissions(store, doorbell.ring),
             sweeper=Sweeper(store, artifacts, doorbell.ring, interval_s=settings.sweep_s),
             measures=measures,
+            key_ring=KeyRing(store, is_reachable=not is_loopback(settings.host)),
         )
 
     def start(self) -> None:

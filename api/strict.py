@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api import errors
-from api.border import SAFE_METHODS
+from api.access import SAFE_METHODS
 from api.errors import Refused
 
 SHOWN = 64

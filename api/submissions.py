@@ -106,12 +106,15 @@ def _submit(tx: Tx, group: Sequence[Submission]) -> list[Result]:
     results = lifecycle.submit_all(tx, group)
     rows = [result.row for result in results if isinstance(result, Submitted) and result.row is not None]
     new_jobs = {job["id"]: job for job in queries.shown_new(tx, rows)}
-    return [_stored(tx, result, new_jobs) if isinstance(result, Submitted) else result for result in results]
+    return [
+        _stored(tx, result, new_jobs, owner=new.owner) if isinstance(result, Submitted) else result
+        for new, result in zip(group, results, strict=True)
+    ]
 
 
-def _stored(tx: Tx, result: Submitted, new_jobs: dict[str, dict[str, Any]]) -> Stored:
+def _stored(tx: Tx, result: Submitted, new_jobs: dict[str, dict[str, Any]], *, owner: str) -> Stored:
     # a replayed key may name a job of this very group
-    job = new_jobs.get(result.job_id) or queries.get(tx, result.job_id)
+    job = new_jobs.get(result.job_id) or queries.get(tx, result.job_id, owner=owner)
     return Stored(job, result.replayed)
 
 

@@ -82,6 +82,8 @@ class TrainerConfig(_Line):
     """Cores to run on (sched_setaffinity); empty leaves them as they are."""
     ranks: int = Field(default=1, ge=1)
     """Processes that share each batch; with more than one GPU, one each."""
+    dataset_dir: str | None = None
+    """Absolute: the folder that `spec.data` means where it names an uploaded or registered set."""
     init_from: InitialWeights | None = None
     """What `spec.model.init_from` stands for."""
     resume: list[ResumePoint] = []

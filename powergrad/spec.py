@@ -20,6 +20,7 @@ NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 MODEL_PATTERN = r"^(timm/)?[A-Za-z0-9._-]{1,96}$"
 RELATIVE_PATH_PATTERN = r"^[A-Za-z0-9._-]{1,64}(/[A-Za-z0-9._-]{1,64}){0,7}$"
 SHARDS_PATTERN = r"^[!-~]{1,1024}$"
+VERSION_PATTERN = r"^sha256:[0-9a-f]{64}$"
 INIT_FROM_PATTERN = r"^job_[0-9A-Za-z]{26}(/(best|latest|step-[0-9]{8}))?$"
 
 IN_MEMORY_DATASETS = ("cifar10", "cifar100", "mnist", "fashion-mnist", "kmnist", "qmnist", "emnist", "usps", "svhn", "stl10")
@@ -43,6 +44,7 @@ FILE_DATASETS = (
 )
 TORCHVISION_DATASETS = (*IN_MEMORY_DATASETS, *FILE_DATASETS)
 CLASS_FOLDER, IMAGENET, WEBDATASET, GLYPHS, DIGITS = "class_folder", "imagenet", "webdataset", "glyphs", "digits"
+BUILT_IN_DATASETS = (DIGITS, GLYPHS, *TORCHVISION_DATASETS, CLASS_FOLDER, IMAGENET, WEBDATASET)
 NORMED_MODELS = (
     "resnet18",
     "resnet34",
@@ -279,9 +281,13 @@ class WebDatasetData(_Data):
 class NamedData(_HeldOut):
     dataset: str = Field(
         pattern=NAME_PATTERN,
-        json_schema_extra={"not": {"enum": [DIGITS, GLYPHS, *TORCHVISION_DATASETS, CLASS_FOLDER, IMAGENET, WEBDATASET]}},
+        json_schema_extra={"not": {"enum": list(BUILT_IN_DATASETS)}},
     )
-    """A data set that a worker knows by this name."""
+    """An uploaded or registered data set, as GET /v1/datasets lists it."""
+    version: str | None = Field(default=None, pattern=VERSION_PATTERN)
+    """Content hash of the very version; null is the newest that is ready, fixed when the job is submitted."""
+    workers: int = Field(default=0, ge=0, le=64)
+    """Processes that decode images; 0 decodes in the trainer. Sets that are held in memory need none."""
 
 
 _DATA_TAGS = {

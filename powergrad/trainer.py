@@ -159,7 +159,8 @@ def _set_up(config: TrainerConfig, device: torch.device, ranks: Ranks, *, emit: 
     downloads = isinstance(spec.data, TorchvisionData) and spec.data.download
     if downloads and not ranks.is_first:
         ranks.barrier()  # the first one fetches the files, the others find them
-    data = open_data(spec.data, data_root=Path(config.data_root), seed=spec.seed, device=device, beat=_beat(emit))
+    named_dir = None if config.dataset_dir is None else Path(config.dataset_dir)
+    data = open_data(spec.data, data_root=Path(config.data_root), named_dir=named_dir, seed=spec.seed, device=device, beat=_beat(emit))
     if downloads and ranks.is_first:
         ranks.barrier()
     if spec.model.pretrained:

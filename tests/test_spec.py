@@ -129,6 +129,7 @@ BOUNDS: list[tuple[str, list[Any], list[Any]]] = [
     ("/limits/max_seconds", [None, 0.001, 1e9], [0, -1, 1.1e9]),
     ("/limits/max_attempts", [1, 100], [0, 101]),
     ("/limits/stall_seconds", [1, 1e7], [0.9, 1.1e7]),
+    ("/retention/ttl_seconds", [0, 1e9], [-1, 1.1e9]),
     ("/priority", [0, 9], [-1, 10]),
 ]
 IN_ANOTHER: list[tuple[str, list[Any], list[Any], dict[str, Any]]] = [
@@ -211,7 +212,10 @@ def test_every_number_of_the_spec_has_its_bounds_tested() -> None:
         ({**DIGITS, "schedule": {"warmup_epochs": 20}}, [("/schedule/warmup_epochs", "out_of_range")]),
         ({**DIGITS, "clip": {"mode": "agc"}}, [("/clip/value", "missing")]),
         ({**DIGITS, "compile": True}, [("/compile", "not_available")]),
-        ({**DIGITS, "webhook": "https://x"}, [("/webhook", "not_available")]),
+        ({**DIGITS, "webhook": "https://x"}, [("/webhook", "wrong_type")]),
+        ({**DIGITS, "webhook": {"url": "ftp://x"}}, [("/webhook/url", "bad_format")]),
+        ({**DIGITS, "webhook": {"url": "https://x", "events": ["job.born"]}}, [("/webhook/events/0", "unknown_name")]),
+        ({"data": {"dataset": "mine", "version": "1"}}, [("/data/version", "bad_format")]),
         ({**DIGITS, "model": {"pretrained": True, "norm": "none"}}, [("/model/pretrained", "conflict")]),
         ({**DIGITS, "model": {"name": "vgg11", "norm": "batch"}}, [("/model/norm", "would_be_ignored")]),
         ({**DIGITS, "model": {"name": "timm/../x"}}, [("/model/name", "bad_format")]),

@@ -129,6 +129,7 @@ class _Supervision:
             ranks=max(1, self.claim.gpus),
             cpus=self.taken.cpus,
             init_from=self._initial_weights(),
+            dataset_dir=self._dataset_dir(),
             resume=self.claim.resume,
             deadline_s=lease.deadline_s,
         )
@@ -156,6 +157,14 @@ class _Supervision:
                 os.close(fd)
         lease.guard(trainer)
         return trainer, events_fd
+
+    def _dataset_dir(self) -> str | None:
+        place = self.claim.dataset
+        if place is None:
+            return None
+        return str(
+            self.bench.artifacts.local_path(place.path) if place.is_uploaded else self.bench.settings.data_dir / "datasets" / place.path
+        )
 
     def _initial_weights(self) -> protocol.InitialWeights | None:
         origin = self.claim.init_from

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from api import downloads, errors
+from api.access import WithCaller
 from api.documents import ArtifactListDocument
 from api.downloads import StoredFile, WithWanted
 from api.errors import Refused
@@ -30,9 +31,9 @@ router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"])
     response_model=ArtifactListDocument,
     responses=problems(*STORED, errors.JOB_NOT_FOUND),
 )
-def artifacts(parts: WithParts, job_id: JobId) -> Response:
+def artifacts(parts: WithParts, caller: WithCaller, job_id: JobId) -> Response:
     with parts.store.read() as tx:
-        found = queries.list_artifacts(tx, job_id)
+        found = queries.list_artifacts(tx, job_id, owner=caller.owner)
     return JSONResponse({"object": "list", "data": found})
 
 
@@ -55,6 +56,7 @@ DOWNLOAD = downloads.responses(*STORED, errors.JOB_NOT_FOUND, errors.ARTIFACT_NO
 )
 def artifact(
     parts: WithParts,
+    caller: WithCaller,
     job_id: JobId,
     name: Annotated[str, Path(description="Its name in the list.", examples=["confusion.json", "model.onnx"])],
     wanted: WithWanted,
@@ -62,7 +64,7 @@ def artifact(
     if not re.fullmatch(NAME_PATTERN, name):
         raise ArtifactNotFound(job_id, name[:64])
     with parts.store.read() as tx:
-        found = queries.find_artifact(tx, job_id, name)
+        found = queries.find_artifact(tx, job_id, name, owner=caller.owner)
     path = f"{job_dir(job_id)}/{found.path}"
     if parts.artifacts.size(path) != found.bytes:
         raise Refused(errors.ARTIFACT_NOT_FOUND, f"the file of {name} is missing or just being written anew: try again")

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from api import downloads, errors
+from api.access import WithCaller
 from api.documents import CheckpointDocument, CheckpointListDocument
 from api.downloads import StoredFile, WithWanted
 from api.errors import Refused
@@ -45,9 +46,9 @@ CheckpointName = Annotated[str, Depends(_checkpoint_name)]
     response_model=CheckpointListDocument,
     responses=problems(*STORED, errors.JOB_NOT_FOUND),
 )
-def checkpoints(parts: WithParts, job_id: JobId) -> Response:
+def checkpoints(parts: WithParts, caller: WithCaller, job_id: JobId) -> Response:
     with parts.store.read() as tx:
-        found = queries.list_checkpoints(tx, job_id)
+        found = queries.list_checkpoints(tx, job_id, owner=caller.owner)
     return JSONResponse({"object": "list", "data": found})
 
 
@@ -70,12 +71,13 @@ DOWNLOAD = downloads.responses(*STORED, errors.JOB_NOT_FOUND, errors.CHECKPOINT_
 )
 def weights(
     parts: WithParts,
+    caller: WithCaller,
     job_id: JobId,
     checkpoint_id: CheckpointName,
     wanted: WithWanted,
 ) -> Response:
     with parts.store.read() as tx:
-        found = queries.find_checkpoint(tx, job_id, checkpoint_id)
+        found = queries.find_checkpoint(tx, job_id, checkpoint_id, owner=caller.owner)
     path = f"{job_dir(job_id)}/{found.path}/{WEIGHTS}"
     if parts.artifacts.size(path) != found.bytes:
         raise Refused(errors.CHECKPOINT_NOT_FOUND, f"the file of {found.id} is missing or cut short: take another checkpoint")
@@ -96,8 +98,8 @@ PINNED: dict[int | str, dict[str, Any]] = {
     response_model=CheckpointDocument,
     responses=PINNED,
 )
-def pin(parts: WithParts, job_id: JobId, checkpoint_id: CheckpointName) -> Response:
-    return _set_pinned(parts, job_id, checkpoint_id, pinned=True)
+def pin(parts: WithParts, caller: WithCaller, job_id: JobId, checkpoint_id: CheckpointName) -> Response:
+    return _set_pinned(parts, job_id, checkpoint_id, pinned=True, owner=caller.owner)
 
 
 @router.post(
@@ -107,12 +109,12 @@ def pin(parts: WithParts, job_id: JobId, checkpoint_id: CheckpointName) -> Respo
     response_model=CheckpointDocument,
     responses=PINNED,
 )
-def unpin(parts: WithParts, job_id: JobId, checkpoint_id: CheckpointName) -> Response:
-    return _set_pinned(parts, job_id, checkpoint_id, pinned=False)
+def unpin(parts: WithParts, caller: WithCaller, job_id: JobId, checkpoint_id: CheckpointName) -> Response:
+    return _set_pinned(parts, job_id, checkpoint_id, pinned=False, owner=caller.owner)
 
 
-def _set_pinned(parts: Parts, job_id: str, wanted: str, *, pinned: bool) -> Response:
+def _set_pinned(parts: Parts, job_id: str, wanted: str, *, pinned: bool, owner: str) -> Response:
     with parts.store.write() as tx:
-        found = lifecycle.pin(tx, job_id, wanted, pinned=pinned)
-        shown = queries.get_checkpoint(tx, job_id, found)
+        found = lifecycle.pin(tx, job_id, wanted, pinned=pinned, owner=owner)
+        shown = queries.get_checkpoint(tx, job_id, found, owner=owner)
     return JSONResponse(shown)

@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from api import errors
+from api.access import WithCaller
 from api.documents import EventListDocument
 from api.errors import parameter_error
 from api.openapi import STORED, problems
@@ -51,6 +52,7 @@ STREAM_EXAMPLE = (
 )
 async def events(
     parts: WithParts,
+    caller: WithCaller,
     job_id: JobId,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
     after: Annotated[int, Query(ge=0, le=LARGEST_SEQ, description="Number of the last event seen.")] = 0,
@@ -58,24 +60,24 @@ async def events(
     last_event_id: Annotated[str | None, Header(description="Of a stream: the same as `after`, and stronger.")] = None,
 ) -> Response:
     if EVENT_STREAM not in accept:
-        return await run_in_threadpool(_list, parts, job_id, after, limit)
+        return await run_in_threadpool(_list, parts, job_id, caller.owner, after, limit)
     if last_event_id:
         after = _number(last_event_id)
-    await run_in_threadpool(_check, parts, job_id)
+    await run_in_threadpool(_check, parts, job_id, caller.owner)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Vary": "Accept"}
     return EventSourceResponse(_stream(parts, job_id, after), headers=headers)
 
 
-def _list(parts: Parts, job_id: str, after: int, limit: int) -> Response:
+def _list(parts: Parts, job_id: str, owner: str, after: int, limit: int) -> Response:
     with parts.store.read() as tx:
-        queries.exists(tx, job_id)
+        queries.exists(tx, job_id, owner=owner)
         found = queries.events_after(tx, job_id, after, limit=limit + 1)
     return JSONResponse({"object": "list", "data": found[:limit], "has_more": len(found) > limit}, headers={"Vary": "Accept"})
 
 
-def _check(parts: Parts, job_id: str) -> None:
+def _check(parts: Parts, job_id: str, owner: str) -> None:
     with parts.store.read() as tx:
-        queries.exists(tx, job_id)
+        queries.exists(tx, job_id, owner=owner)
 
 
 def _number(last_event_id: str) -> int:

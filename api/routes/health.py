@@ -28,7 +28,9 @@ MIGRATE = "python -P -m powergrad.jobs.migrate"
 router = APIRouter(tags=["health"])
 
 
-@router.get("/healthz", operation_id="isAlive", summary="The process lives", response_model=HealthDocument, responses=problems())
+@router.get(
+    "/healthz", operation_id="isAlive", summary="The process lives", response_model=HealthDocument, responses=problems(is_open=True)
+)
 async def healthz() -> Response:
     return JSONResponse({"status": OK})
 
@@ -38,7 +40,7 @@ async def healthz() -> Response:
     operation_id="isReady",
     summary="Database, broker and at least one worker are there",
     response_model=ReadinessDocument,
-    responses=problems(errors.NOT_READY),
+    responses=problems(errors.NOT_READY, is_open=True),
 )
 def readyz(parts: WithParts) -> Response:
     checks = _checks(parts)

@@ -17,20 +17,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api import errors
+from api.access import WithCaller, caller_of
 from api.bodies import ABSENT, JsonBody, checked, read_json, required
 from api.documents import JobDocument, JobListDocument
 from api.errors import Refused, parameter_error
 from api.etags import matches
-from api.openapi import BODY, CHANGES, STORED, json_request, problems
+from api.openapi import BODY, CHANGES, NEW_JOB, STORED, json_request, problems
 from api.parts import JOB_ID, JobId, Parts, WithParts
 from api.strict import DirectRoute, StrictRoute
 from powergrad.jobs import lifecycle, queries
-from powergrad.jobs.errors import InvalidSpec, JobNotFound, Violation
+from powergrad.jobs.errors import InvalidSpec, JobNotFound, Violation, refusal
 from powergrad.jobs.lifecycle import Amendment, RaisedLimits, Submission
 from powergrad.jobs.spec import JobSpec, LabelName, LabelText, LimitsSpec, parse
 from powergrad.jobs.states import TERMINAL, JobState
 from powergrad.jobs.store import Tx
-from powergrad.spec import NAME_PATTERN, SpecModel
+from powergrad.spec import NAME_PATTERN, NamedData, SpecModel
 
 QUEUE_LOOK_S = 2.0  # a queued job's place moves without its row: so often a waiting poll looks again
 POLL_AFTER_S = 1
@@ -121,7 +122,7 @@ BODIES = (JobSpec, CloneBody, RetryBody, AmendBody)
     responses={
         202: {"description": "Stored and queued: it survives whatever happens next.", "headers": NEW_JOB_HEADERS | ETAG_HEADER},
         **CHECKED,
-        **problems(*STORED, *CHANGES, *BODY, errors.IDEMPOTENCY_MISMATCH, errors.STORAGE_FULL),
+        **problems(*STORED, *CHANGES, *NEW_JOB),
     },
     openapi_extra=json_request(JobSpec, examples={"smallest": DIGITS, "power-grad": DIGITS_PGT}),
 )
@@ -131,24 +132,25 @@ async def create(
     dry_run: DryRun = False,
 ) -> Response:
     parts: Parts = request.app.state.parts  # not by dependencies: two of them cost a tenth of a submission
+    owner = caller_of(request).owner
     body = required(await read_json(request))
-    names = await parts.catalogue.names()
+    names = await parts.catalogue.names_for(body, owner)
     spec = parse(body, models=names.models, datasets=names.datasets)
     if dry_run:
-        return await _checked_only(parts, spec)
-    new = Submission(spec, idempotency_key=idempotency_key, body_sha256=lifecycle.body_hash(body) if idempotency_key else "")
+        return await _checked_only(parts, spec, owner)
+    new = Submission(spec, owner=owner, idempotency_key=idempotency_key, body_sha256=lifecycle.body_hash(body) if idempotency_key else "")
     return await _submitted(parts, new)
 
 
-async def _checked_only(parts: Parts, spec: JobSpec) -> Response:
-    if spec.model.init_from is not None:
-        spec = await run_in_threadpool(_resolved, parts, spec)
+async def _checked_only(parts: Parts, spec: JobSpec, owner: str) -> Response:
+    if spec.model.init_from is not None or isinstance(spec.data, NamedData):
+        spec = await run_in_threadpool(_resolved, parts, spec, owner)
     return JSONResponse(spec.model_dump(mode="json"))
 
 
-def _resolved(parts: Parts, spec: JobSpec) -> JobSpec:
+def _resolved(parts: Parts, spec: JobSpec, owner: str) -> JobSpec:
     with parts.store.read() as tx:
-        return lifecycle.with_origin_resolved(tx, spec)
+        return lifecycle.with_references_resolved(tx, spec, owner=owner)
 
 
 async def _submitted(parts: Parts, new: Submission) -> Response:
@@ -170,17 +172,17 @@ async def _submitted(parts: Parts, new: Submission) -> Response:
     responses={
         202: {"description": "The new job.", "headers": NEW_JOB_HEADERS | ETAG_HEADER},
         **CHECKED,
-        **problems(*STORED, *CHANGES, *BODY, errors.JOB_NOT_FOUND, errors.IDEMPOTENCY_MISMATCH, errors.STORAGE_FULL),
+        **problems(*STORED, *CHANGES, *NEW_JOB, errors.JOB_NOT_FOUND),
     },
     openapi_extra=json_request(CloneBody, is_required=False, examples={"another alpha": {"set": {"loss.alpha": 0.3}}}),
 )
 async def clone(
-    parts: WithParts, job_id: JobId, body: JsonBody, idempotency_key: IdempotencyKey = None, dry_run: DryRun = False
+    parts: WithParts, caller: WithCaller, job_id: JobId, body: JsonBody, idempotency_key: IdempotencyKey = None, dry_run: DryRun = False
 ) -> Response:
     wanted = checked(CloneBody, {} if body is ABSENT else body)
-    origin = await run_in_threadpool(_look, parts, job_id)
-    names = await parts.catalogue.names()
+    origin = await run_in_threadpool(_look, parts, job_id, caller.owner)
     changed = with_changes(origin["spec"], wanted.set)
+    names = await parts.catalogue.names_for(changed, caller.owner)
     if wanted.name is not None:
         changed["name"] = wanted.name
     if wanted.from_checkpoint is not None:
@@ -188,11 +190,13 @@ async def clone(
     try:
         spec = parse(changed, models=names.models, datasets=names.datasets)
         if dry_run:
-            return await _checked_only(parts, spec)
+            return await _checked_only(parts, spec, caller.owner)
         sha256 = lifecycle.body_hash({"clone": job_id, "body": {} if body is ABSENT else body}) if idempotency_key else ""
-        return await _submitted(parts, Submission(spec, idempotency_key=idempotency_key, body_sha256=sha256, cloned_from=job_id))
+        return await _submitted(
+            parts, Submission(spec, owner=caller.owner, idempotency_key=idempotency_key, body_sha256=sha256, cloned_from=job_id)
+        )
     except InvalidSpec as error:
-        raise InvalidSpec([_pointing_into_clone(violation, wanted) for violation in error.violations]) from None
+        raise refusal([_pointing_into_clone(violation, wanted) for violation in error.violations]) from None
 
 
 def _starting_from(origin: str, model: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -275,6 +279,7 @@ def _escaped(part: str) -> str:
 )
 def list_jobs(
     parts: WithParts,
+    caller: WithCaller,
     request: Request,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(description="`last_id` of the page before.", pattern=f"^{JOB_ID.pattern}$")] = None,
@@ -288,6 +293,7 @@ def list_jobs(
     ] = None,
 ) -> Response:
     wanted = queries.Filter(
+        owner=caller.owner,
         states=tuple(dict.fromkeys(state or ())),
         labels=_labels_asked(request),
         experiment=experiment,
@@ -350,34 +356,35 @@ def _labels_asked(request: Request) -> dict[str, str]:
 )
 async def get(
     parts: WithParts,
+    caller: WithCaller,
     job_id: JobId,
     if_none_match: Annotated[str | None, Header(description="ETag seen last.")] = None,
     wait: Annotated[float | None, Query(ge=0, le=60, allow_inf_nan=False, description="Seconds to wait for the ETag to change.")] = None,
 ) -> Response:
     if wait:
-        return await _get_when_changed(parts, job_id, if_none_match, wait)
-    return _shown(await run_in_threadpool(_look, parts, job_id), if_none_match)
+        return await _get_when_changed(parts, job_id, caller.owner, if_none_match, wait)
+    return _shown(await run_in_threadpool(_look, parts, job_id, caller.owner), if_none_match)
 
 
-async def _get_when_changed(parts: Parts, job_id: str, if_none_match: str | None, wait_s: float) -> Response:
+async def _get_when_changed(parts: Parts, job_id: str, owner: str, if_none_match: str | None, wait_s: float) -> Response:
     assert parts.tailer is not None, "the application has started"
     now = asyncio.get_running_loop().time
     until = now() + wait_s
     with parts.tailer.watch(job_id) as watcher, parts.measures.streams.track_inprogress():
-        job = await parts.tailer.run(_look, parts, job_id)
+        job = await parts.tailer.run(_look, parts, job_id, owner)
         seen = if_none_match or queries.etag(job)
         if if_none_match is None and job["state"] in TERMINAL:
             return _shown(job, None)  # it will not change by itself, and the caller has not seen it
         while matches(seen, queries.etag(job)) and now() < until and not parts.tailer.is_stopping:
             longest = QUEUE_LOOK_S if job["state"] == JobState.QUEUED else wait_s
             await watcher.changed(max(0.0, min(until - now(), longest)))
-            job = await parts.tailer.run(_look, parts, job_id)
+            job = await parts.tailer.run(_look, parts, job_id, owner)
     return _shown(job, if_none_match)
 
 
-def _look(parts: Parts, job_id: str) -> dict[str, Any]:
+def _look(parts: Parts, job_id: str, owner: str) -> dict[str, Any]:
     with parts.store.read() as tx:
-        return queries.get(tx, job_id)
+        return queries.get(tx, job_id, owner=owner)
 
 
 def _shown(job: dict[str, Any], if_none_match: str | None) -> Response:
@@ -398,8 +405,8 @@ MOVED: dict[int | str, dict[str, Any]] = {
 @router.post(
     "/{job_id}/cancel", operation_id="cancelJob", summary="End a job", status_code=202, response_model=JobDocument, responses=MOVED
 )
-def cancel(parts: WithParts, job_id: JobId) -> Response:
-    return _changed(parts, job_id, lambda tx: lifecycle.cancel(tx, job_id))
+def cancel(parts: WithParts, caller: WithCaller, job_id: JobId) -> Response:
+    return _changed(parts, job_id, caller.owner, lambda tx: lifecycle.cancel(tx, job_id, owner=caller.owner))
 
 
 @router.post(
@@ -410,8 +417,8 @@ def cancel(parts: WithParts, job_id: JobId) -> Response:
     response_model=JobDocument,
     responses=MOVED,
 )
-def pause(parts: WithParts, job_id: JobId) -> Response:
-    return _changed(parts, job_id, lambda tx: lifecycle.pause(tx, job_id))
+def pause(parts: WithParts, caller: WithCaller, job_id: JobId) -> Response:
+    return _changed(parts, job_id, caller.owner, lambda tx: lifecycle.pause(tx, job_id, owner=caller.owner))
 
 
 @router.post(
@@ -422,8 +429,8 @@ def pause(parts: WithParts, job_id: JobId) -> Response:
     response_model=JobDocument,
     responses=MOVED,
 )
-def resume(parts: WithParts, job_id: JobId) -> Response:
-    return _changed(parts, job_id, lambda tx: lifecycle.resume(tx, job_id), ring=True)
+def resume(parts: WithParts, caller: WithCaller, job_id: JobId) -> Response:
+    return _changed(parts, job_id, caller.owner, lambda tx: lifecycle.resume(tx, job_id, owner=caller.owner), ring=True)
 
 
 @router.post(
@@ -435,9 +442,9 @@ def resume(parts: WithParts, job_id: JobId) -> Response:
     responses=MOVED | problems(*STORED, *CHANGES, *BODY, errors.JOB_NOT_FOUND, errors.ILLEGAL_MOVE),
     openapi_extra=json_request(RetryBody, is_required=False, examples={"more time": {"limits": {"max_seconds": 7200}}}),
 )
-def retry(parts: WithParts, job_id: JobId, body: JsonBody) -> Response:
+def retry(parts: WithParts, caller: WithCaller, job_id: JobId, body: JsonBody) -> Response:
     limits = raised_limits(checked(RetryBody, {} if body is ABSENT else body))
-    return _changed(parts, job_id, lambda tx: lifecycle.retry(tx, job_id, limits=limits), ring=True)
+    return _changed(parts, job_id, caller.owner, lambda tx: lifecycle.retry(tx, job_id, limits=limits, owner=caller.owner), ring=True)
 
 
 def raised_limits(body: RetryBody) -> RaisedLimits:
@@ -466,6 +473,7 @@ def raised_limits(body: RetryBody) -> RaisedLimits:
 )
 def amend(
     parts: WithParts,
+    caller: WithCaller,
     job_id: JobId,
     body: JsonBody,
     if_match: Annotated[
@@ -477,7 +485,13 @@ def amend(
     if wanted.retention is not None:
         given["retention"] = wanted.retention.model_dump(exclude_none=True)
     version = None if if_match is None else version_of(if_match)
-    return _changed(parts, job_id, lambda tx: lifecycle.amend(tx, job_id, Amendment(**given), expected_version=version), status=200)
+    return _changed(
+        parts,
+        job_id,
+        caller.owner,
+        lambda tx: lifecycle.amend(tx, job_id, Amendment(**given), expected_version=version, owner=caller.owner),
+        status=200,
+    )
 
 
 def version_of(if_match: str) -> int | None:
@@ -490,10 +504,10 @@ def version_of(if_match: str) -> int | None:
     return int(found[1])
 
 
-def _changed(parts: Parts, job_id: str, change: Callable[[Tx], object], *, status: int = 202, ring: bool = False) -> Response:
+def _changed(parts: Parts, job_id: str, owner: str, change: Callable[[Tx], object], *, status: int = 202, ring: bool = False) -> Response:
     with parts.store.write() as tx:
         change(tx)
-        job = queries.get(tx, job_id)
+        job = queries.get(tx, job_id, owner=owner)
     if ring:
         parts.doorbell.ring()
     return JSONResponse(job, status_code=status, headers={"ETag": queries.etag(job)})
@@ -509,9 +523,9 @@ def _changed(parts: Parts, job_id: str, change: Callable[[Tx], object], *, statu
         **problems(*STORED, errors.FORBIDDEN_ORIGIN, errors.UNSUPPORTED_MEDIA, errors.JOB_NOT_FOUND, errors.ILLEGAL_MOVE),
     },
 )
-def delete(parts: WithParts, job_id: JobId) -> Response:
+def delete(parts: WithParts, caller: WithCaller, job_id: JobId) -> Response:
     with parts.store.write() as tx:
-        directory = lifecycle.remove(tx, job_id)
+        directory = lifecycle.remove(tx, job_id, owner=caller.owner)
     try:
         parts.artifacts.delete(directory)
     except OSError as error:

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from api import errors
+from api.access import WithCaller
 from api.openapi import STORED, problems
 from api.parts import JobId, Parts, WithParts
 from powergrad.jobs import queries
@@ -48,14 +49,15 @@ class Place:
 )
 async def logs(
     parts: WithParts,
+    caller: WithCaller,
     job_id: JobId,
     tail: Annotated[int | None, Query(ge=0, le=1_000_000, description="Only so many of the last lines.")] = None,
     follow: Annotated[bool, Query(description="Go on with what is written until the job ends.")] = False,
 ) -> Response:
-    attempts, start = await run_in_threadpool(_start, parts, job_id, tail)
+    attempts, start = await run_in_threadpool(_start, parts, job_id, caller.owner, tail)
     headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
     if follow:
-        return StreamingResponse(_follow(parts, job_id, start), media_type=MEDIA_TYPE, headers=headers)
+        return StreamingResponse(_follow(parts, job_id, caller.owner, start), media_type=MEDIA_TYPE, headers=headers)
     return StreamingResponse(_written(parts.artifacts, job_id, attempts, start), media_type=MEDIA_TYPE, headers=headers)
 
 
@@ -63,9 +65,9 @@ def log_path(job_id: str, attempt: int) -> str:
     return f"{job_dir(job_id)}/logs/a{attempt}.log"
 
 
-def _start(parts: Parts, job_id: str, tail: int | None) -> tuple[list[int], Place]:
+def _start(parts: Parts, job_id: str, owner: str, tail: int | None) -> tuple[list[int], Place]:
     with parts.store.read() as tx:
-        attempts = queries.attempt_numbers(tx, job_id)
+        attempts = queries.attempt_numbers(tx, job_id, owner=owner)
     return attempts, Place(1, 0) if tail is None else place_of_tail(parts.artifacts, job_id, attempts, tail)
 
 
@@ -103,13 +105,13 @@ def _written(artifacts: Artifacts, job_id: str, attempts: Sequence[int], start: 
                 continue  # claimed, and nothing written yet
 
 
-async def _follow(parts: Parts, job_id: str, place: Place) -> AsyncIterator[bytes]:
+async def _follow(parts: Parts, job_id: str, owner: str, place: Place) -> AsyncIterator[bytes]:
     tailer = parts.tailer
     assert tailer is not None, "the application has started"
     try:
         with tailer.watch(job_id) as watcher, parts.measures.streams.track_inprogress():
             while not tailer.is_stopping:
-                newest, is_over = await tailer.read(lambda tx: _standing(tx, job_id))
+                newest, is_over = await tailer.read(lambda tx: _standing(tx, job_id, owner))
                 # the state is read before the file: what was written before the end is then surely seen
                 while True:
                     block = await tailer.run(_block, parts.artifacts, job_id, place)
@@ -129,12 +131,12 @@ async def _follow(parts: Parts, job_id: str, place: Place) -> AsyncIterator[byte
         log.warning("log stream cut: database away", job=job_id)
 
 
-def _standing(tx: Tx, job_id: str) -> tuple[int, bool]:
+def _standing(tx: Tx, job_id: str, owner: str) -> tuple[int, bool]:
     """The newest attempt's number, and whether the job is over (or gone)."""
     pulse = queries.pulse(tx, [job_id]).get(job_id)
     if pulse is None:
         return 0, True
-    return max(queries.attempt_numbers(tx, job_id), default=0), pulse[2] in TERMINAL
+    return max(queries.attempt_numbers(tx, job_id, owner=owner), default=0), pulse[2] in TERMINAL
 
 
 def _block(artifacts: Artifacts, job_id: str, place: Place) -> bytes:

@@ -13,6 +13,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from api import errors
+from api.access import WithCaller
 from api.documents import SeriesListDocument
 from api.openapi import STORED, problems
 from api.parts import JobId, WithParts
@@ -42,6 +43,7 @@ router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["metrics"])
 )
 def series(
     parts: WithParts,
+    caller: WithCaller,
     job_id: JobId,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
     name: Annotated[list[MetricName] | None, Query(max_length=64, description="Repeat for several; all by default.")] = None,
@@ -53,7 +55,7 @@ def series(
     as_csv = CSV in accept
     wanted = points if as_csv else points or DEFAULT_POINTS
     with parts.store.read() as tx:
-        queries.exists(tx, job_id)
+        queries.exists(tx, job_id, owner=caller.owner)
         names = list(dict.fromkeys(name)) if name else metrics.names(tx, job_id)
         found = [metrics.read(tx, job_id, one, points=wanted, after=after) for one in names]
     headers = {"Vary": "Accept"}

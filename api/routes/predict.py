@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api import errors
+from api.access import WithCaller
 from api.bodies import read_bytes
 from api.border import IMAGES, TAKES_IMAGES
 from api.documents import PredictionDocument, TaskDocument
@@ -66,6 +67,7 @@ router = APIRouter(prefix="/v1", tags=["predictions"], route_class=StrictRoute)
 )
 async def predict(
     parts: WithParts,
+    caller: WithCaller,
     request: Request,
     job_id: JobId,
     top: Annotated[int, Query(ge=1, le=1000, description="How many classes to name.")] = 5,
@@ -77,15 +79,15 @@ async def predict(
     if not image:
         raise Refused(errors.MALFORMED, "the body is empty: send an image")
     parts.room.check()
-    task_id = await run_in_threadpool(_submit, parts, job_id, checkpoint, top, image)
+    task_id = await run_in_threadpool(_submit, parts, caller.owner, job_id, checkpoint, top, image)
     parts.doorbell.ring()
-    return _answered(await _ended(parts, task_id))
+    return _answered(await _ended(parts, task_id, caller.owner))
 
 
-def _submit(parts: Parts, job_id: str, checkpoint: str, top: int, image: bytes) -> str:
+def _submit(parts: Parts, owner: str, job_id: str, checkpoint: str, top: int, image: bytes) -> str:
     with parts.store.read() as tx:
         task_id = tasks.new_id(tx)
-        question = _question(tx, job_id, checkpoint, top, image=f"{tasks.task_dir(task_id)}/image")
+        question = _question(tx, owner, job_id, checkpoint, top, image=f"{tasks.task_dir(task_id)}/image")
         capacity = fleet.capacity(tx)
     if not capacity.workers + capacity.starting:
         retry = {"Retry-After": str(RETRY_AFTER_S)}
@@ -93,18 +95,18 @@ def _submit(parts: Parts, job_id: str, checkpoint: str, top: int, image: bytes) 
     parts.artifacts.write(question.image, image)  # before the task: a worker must never meet one without its image
     try:
         with parts.store.write() as tx:
-            tasks.submit(tx, task_id, KIND, asdict(question), job_id=job_id)
+            tasks.submit(tx, task_id, KIND, asdict(question), job_id=job_id, owner=owner)
     except BaseException:
         parts.artifacts.delete(tasks.task_dir(task_id))
         raise
     return task_id
 
 
-def _question(tx: Tx, job_id: str, checkpoint: str, top: int, *, image: str) -> Question:
-    spec, home = queries.spec_of(tx, job_id), job_dir(job_id)
+def _question(tx: Tx, owner: str, job_id: str, checkpoint: str, top: int, *, image: str) -> Question:
+    spec, home = queries.spec_of(tx, job_id, owner=owner), job_dir(job_id)
     try:
-        found = queries.find_checkpoint(tx, job_id, checkpoint)
-        labels, preprocessing = (queries.find_artifact(tx, job_id, name) for name in (LABELS, PREPROCESSING))
+        found = queries.find_checkpoint(tx, job_id, checkpoint, owner=owner)
+        labels, preprocessing = (queries.find_artifact(tx, job_id, name, owner=owner) for name in (LABELS, PREPROCESSING))
     except CheckpointNotFound as error:
         if checkpoint.startswith("step-"):
             raise
@@ -124,7 +126,7 @@ def _question(tx: Tx, job_id: str, checkpoint: str, top: int, *, image: str) -> 
     )
 
 
-async def _ended(parts: Parts, task_id: str) -> dict[str, Any]:
+async def _ended(parts: Parts, task_id: str, owner: str) -> dict[str, Any]:
     """The task when it has ended, or as it is after `predict_wait_s`."""
     assert parts.tailer is not None, "the application has started"
     now = asyncio.get_running_loop().time
@@ -132,7 +134,7 @@ async def _ended(parts: Parts, task_id: str) -> dict[str, Any]:
     with parts.tailer.watch(task_id) as watcher:
         while (watcher.pulse is None or not watcher.pulse.is_over) and now() < until and not parts.tailer.is_stopping:
             await watcher.changed(max(0.0, until - now()))
-    return await parts.tailer.read(lambda tx: tasks.get(tx, task_id))
+    return await parts.tailer.read(lambda tx: tasks.get(tx, task_id, owner=owner))
 
 
 def _answered(task: dict[str, Any]) -> Response:
@@ -157,10 +159,12 @@ def _answered(task: dict[str, Any]) -> Response:
     responses=problems(*STORED, errors.TASK_NOT_FOUND),
 )
 def get_task(
-    parts: WithParts, task_id: Annotated[str, Path(description="Id of the task.", examples=["task_01KAQZ5V3N8T4W6Y7C9E1G2H3J"])]
+    parts: WithParts,
+    caller: WithCaller,
+    task_id: Annotated[str, Path(description="Id of the task.", examples=["task_01KAQZ5V3N8T4W6Y7C9E1G2H3J"])],
 ) -> Response:
     if not TASK_ID.fullmatch(task_id):
         raise TaskNotFound(task_id[:64])
     with parts.store.read() as tx:
-        found = tasks.get(tx, task_id)
+        found = tasks.get(tx, task_id, owner=caller.owner)
     return JSONResponse(found, headers={"Cache-Control": "no-cache"})

@@ -22,7 +22,18 @@ from powergrad.data.known import digits, torchvision_set
 from powergrad.data.mixing import Mixing, build_mixing
 from powergrad.data.shards import webdataset
 from powergrad.data.split import with_validation
-from powergrad.spec import AugmentSpec, ClassFolderData, DataSpec, DigitsData, GlyphsData, ImageNetData, TorchvisionData, WebDatasetData
+from powergrad.spec import (
+    CLASS_FOLDER,
+    AugmentSpec,
+    ClassFolderData,
+    DataSpec,
+    DigitsData,
+    GlyphsData,
+    ImageNetData,
+    NamedData,
+    TorchvisionData,
+    WebDatasetData,
+)
 
 __all__ = [
     "DATASETS",
@@ -137,15 +148,16 @@ def open_data(
     device: torch.device,
     beat: Beat = lambda: None,
     resident_bytes: int = RESIDENT_BYTES,
+    named_dir: Path | None = None,
 ) -> Data:
     """The data set of a spec, split, on the device. `beat` is called now and then while it loads.
 
     resident_bytes: class folders larger than this, decoded, are read from their files each epoch instead; no bit depends on it.
-    Raises DataMissing, DataUnreadable.
+    named_dir: the folder of an uploaded or registered set.  Raises DataMissing, DataUnreadable.
     """
-    info = info_of(spec.dataset)
+    info = info_of(CLASS_FOLDER if isinstance(spec, NamedData) else spec.dataset)
     size = spec.image_size or info.image_size
-    parts = _parts(spec, size=size, data_root=data_root, device=device, beat=beat)
+    parts = _parts(spec, size=size, data_root=data_root, named_dir=named_dir, device=device, beat=beat)
     settings = _settings(spec, info)
     augmentation, crop = build(settings, size=size, seed=seed, flip_default=info.flip), None
     if augmentation is not None and isinstance(augmentation.crop, ResizedCrop) and not isinstance(parts.train, Pixels):
@@ -175,7 +187,7 @@ def _settings(spec: DataSpec, info: DatasetInfo) -> AugmentSpec:
     return AUGMENTATIONS[chosen] if isinstance(chosen, str) else chosen
 
 
-def _parts(spec: DataSpec, *, size: int, data_root: Path, device: torch.device, beat: Beat) -> Parts:
+def _parts(spec: DataSpec, *, size: int, data_root: Path, named_dir: Path | None, device: torch.device, beat: Beat) -> Parts:
     match spec:
         case GlyphsData():
             made = glyphs(
@@ -198,8 +210,10 @@ def _parts(spec: DataSpec, *, size: int, data_root: Path, device: torch.device, 
             return imagenet(spec.path, data_root=data_root)
         case WebDatasetData():
             return webdataset(spec.train, spec.val, spec.test, data_root=data_root, window=spec.shuffle_window, beat=beat)
-        case _:
-            raise DataMissing(f"dataset={spec.dataset!r}: this worker does not know it")
+        case NamedData():
+            if named_dir is None:
+                raise DataMissing(f"dataset={spec.dataset!r}: only a server knows sets by such names: use class_folder with a path")
+            return with_validation(class_folders(".", data_root=named_dir), spec.val_fraction)
 
 
 def _opened(part: Pixels | Encoded, *, size: int, workers: int, resident: bool, device: torch.device, beat: Beat) -> Split:

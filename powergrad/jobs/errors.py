@@ -2,10 +2,16 @@
 
 JobError
 ├── InvalidSpec            every violation of a spec at once
+│   ├── UnknownReference   all that is wrong is that something it names does not exist
+│   └── NotReady           something it names exists, but cannot be used yet
 ├── JobNotFound
 ├── CheckpointNotFound
 ├── ArtifactNotFound
 ├── TaskNotFound
+├── DatasetNotFound
+├── DatasetInUse           a job that has not ended pins it
+├── KeyNotFound
+├── QuotaExceeded
 ├── IllegalMove            the state machine has no such move
 ├── VersionMismatch        If-Match named another version
 ├── IdempotencyMismatch    the same key came with another body
@@ -41,6 +47,26 @@ class InvalidSpec(JobError):
         super().__init__("; ".join(f"{v.pointer or '/'}: {v.detail}" for v in violations))
 
 
+class UnknownReference(InvalidSpec):
+    """The spec keeps every rule, but names what is not there: a model, a data set, a job."""
+
+
+class NotReady(InvalidSpec):
+    """The spec names what is not ready yet: a data set that is being checked, a job without a checkpoint."""
+
+
+UNKNOWN = frozenset({"unknown_name", "not_found"})
+UNREADY = frozenset({"not_ready", "no_checkpoint"})
+
+
+def refusal(violations: list[Violation]) -> InvalidSpec:
+    """The error for these violations: by far the most are broken rules; the others only where no rule is broken."""
+    codes = {violation.code for violation in violations}
+    if codes <= UNKNOWN:
+        return UnknownReference(violations)
+    return NotReady(violations) if codes <= UNKNOWN | UNREADY else InvalidSpec(violations)
+
+
 class JobNotFound(JobError):
     """No job has this id (or it belongs to another owner)."""
 
@@ -68,6 +94,36 @@ class TaskNotFound(JobError):
 
     def __init__(self, task_id: str) -> None:
         super().__init__(f"no task {task_id!r}: tasks are forgotten a day after they were made")
+
+
+class DatasetNotFound(JobError):
+    """No uploaded or registered set has this name (or it belongs to another owner)."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no data set {name!r}")
+
+
+class DatasetInUse(JobError):
+    """A set cannot be deleted while a job that has not ended needs it."""
+
+    def __init__(self, name: str, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"data set {name!r} is needed by {job_id}, which has not ended: cancel it or wait")
+
+
+class KeyNotFound(JobError):
+    """No API key has this id."""
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"no key {key_id!r}: `powergrad keys list` shows them")
+
+
+class QuotaExceeded(JobError):
+    """The owner has as much as is granted. quota: queued, gpu_seconds or bytes."""
+
+    def __init__(self, quota: str, used: int, granted: int, hint: str) -> None:
+        self.quota, self.used, self.granted = quota, used, granted
+        super().__init__(f"quota of {quota}: {used:,} of {granted:,} are used: {hint}")
 
 
 class IllegalMove(JobError):

@@ -79,11 +79,11 @@ def hosts(tx: Tx) -> list[tuple[int, str]]:
     return sorted((row.gpus, row.id) for row in tx.all(query))
 
 
-def live_workers(tx: Tx) -> list[dict[str, Any]]:
-    """The live workers as JSON, with the jobs each one runs."""
+def live_workers(tx: Tx, *, owner: str | None = None) -> list[dict[str, Any]]:
+    """The live workers as JSON, with the jobs each one runs: an owner's own, or everybody's."""
     rows = tx.all(select(workers).where(_alive(tx)).order_by(workers.c.id))
     running: dict[str, list[str]] = {}
-    for row in tx.all(select(jobs.c.id, jobs.c.worker).where(IS_OWNED)):
+    for row in tx.all(select(jobs.c.id, jobs.c.worker).where(IS_OWNED, *() if owner is None else (jobs.c.owner == owner,))):
         running.setdefault(row.worker, []).append(row.id)
     return [
         {

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, or_, sele
 from ulid import ULID
 
 from powergrad import protocol
-from powergrad.jobs import fleet, metrics
+from powergrad.jobs import accounts, datasets, fleet, metrics, outbox, quotas
 from powergrad.jobs.errors import (
     CheckpointNotFound,
     Fenced,
@@ -32,8 +33,10 @@ from powergrad.jobs.errors import (
     InvalidSpec,
     JobError,
     JobNotFound,
+    QuotaExceeded,
     VersionMismatch,
     Violation,
+    refusal,
 )
 from powergrad.jobs.spec import JobSpec, default_name, violations_of
 from powergrad.jobs.states import MOVES, TERMINAL, End, JobState, Outcome, Reason, ReasonCode, next_move
@@ -59,6 +62,8 @@ CANCEL_GRACE_S = 7.0  # with a sweep every 2 s, a cancel ends within 10 s even w
 IDEMPOTENCY_TTL_S = 24 * 3600.0
 CLAIM_CANDIDATES = 64
 BEST_BY = "val_top1"
+
+STORING = (protocol.CheckpointWritten, protocol.CheckpointSkipped, protocol.RolledBack, protocol.ArtifactWritten)
 
 Event = tuple[str, dict[str, Any]]
 
@@ -95,18 +100,20 @@ def body_hash(body: Any) -> str:
 
 
 def submit(tx: Tx, new: Submission) -> Submitted:
-    """Store a job, its first event and its idempotency key. Raises IdempotencyMismatch, InvalidSpec."""
+    """Store a job, its first event and its idempotency key. Raises IdempotencyMismatch, InvalidSpec, QuotaExceeded."""
     (result,) = submit_all(tx, [new])
-    if isinstance(result, IdempotencyMismatch | InvalidSpec):
+    if isinstance(result, JobError):
         raise result
     return result
 
 
-def submit_all(tx: Tx, group: Sequence[Submission]) -> list[Submitted | IdempotencyMismatch | InvalidSpec]:
+def submit_all(tx: Tx, group: Sequence[Submission]) -> list[Submitted | JobError]:
     """Store many jobs by a few statements; the result of each, in order. One that is refused takes no other with it."""
-    results: list[Submitted | IdempotencyMismatch | InvalidSpec] = []
+    results: list[Submitted | JobError] = []
     fresh: list[dict[str, Any]] = []
     born: list[dict[str, Any]] = []
+    queued: Counter[str] = Counter()
+    limited = quotas.limited(tx, {new.owner for new in group})
     for new in group:
         job_id = f"job_{ULID.from_timestamp(tx.now_ms)}"  # the database's clock: ids sort as created_at does
         try:
@@ -118,12 +125,15 @@ def submit_all(tx: Tx, group: Sequence[Submission]) -> list[Submitted | Idempote
             results.append(Submitted(earlier, replayed=True))
             continue
         try:
-            settled = new if new.spec.model.init_from is None else _with_origin_pinned(tx, new, job_id)
-        except InvalidSpec as error:
+            if new.owner in limited:
+                quotas.check_submission(tx, new.owner, new=queued[new.owner] + 1)
+            settled, dataset_id = _with_references_pinned(tx, new, job_id)
+        except (InvalidSpec, QuotaExceeded) as error:
             _let_key_go(tx, new)
             results.append(error)
             continue
-        fresh.append(_new_row(tx, job_id, settled))
+        queued[new.owner] += 1
+        fresh.append({**_new_row(tx, job_id, settled), "dataset_id": dataset_id})
         born.append(_created(tx, fresh[-1], new))
         results.append(Submitted(job_id, replayed=False, row=fresh[-1]))
     if fresh:
@@ -153,6 +163,8 @@ def _new_row(tx: Tx, job_id: str, new: Submission) -> dict[str, Any]:
         "labels": spec.labels,
         "notes": new.notes,
         "retention": {"keep_last": spec.checkpoint.keep_last, "keep_best": spec.checkpoint.keep_best},
+        "ttl_s": spec.retention.ttl_seconds,
+        "bytes": 0,
         "attempt": 0,
         "failures": 0,
         "max_attempts": spec.limits.max_attempts,
@@ -195,8 +207,27 @@ def _let_key_go(tx: Tx, new: Submission) -> None:
         tx.run(delete(idempotency_keys).where(held))
 
 
+def with_references_resolved(tx: Tx, spec: JobSpec, *, owner: str = LOCAL_OWNER) -> JobSpec:
+    """The spec with names that move (best, latest, a data set's newest version) fixed to what they mean now.
+
+    Raises UnknownReference, NotReady.
+    """
+    pinned, _ = datasets.with_version_pinned(tx, spec, owner=owner)
+    return with_origin_resolved(tx, pinned, owner=owner)
+
+
+def _with_references_pinned(tx: Tx, new: Submission, job_id: str) -> tuple[Submission, str | None]:
+    """The same for a submission, with what it refers to kept for it; and the id of its data set. Raises UnknownReference, NotReady."""
+    spec, dataset_id = datasets.with_version_pinned(tx, new.spec, owner=new.owner)
+    settled = replace(new, spec=spec)
+    return (settled if spec.model.init_from is None else _with_origin_pinned(tx, settled, job_id)), dataset_id
+
+
 def _with_origin_pinned(tx: Tx, new: Submission, job_id: str) -> Submission:
-    """The submission with the very checkpoint that `model.init_from` means now, kept from retention from here on. Raises InvalidSpec."""
+    """The submission with the very checkpoint that `model.init_from` means now, kept from retention from here on.
+
+    Raises UnknownReference, NotReady.
+    """
     origin = str(new.spec.model.init_from).partition("/")[0]
     with suppress(JobNotFound):  # told below
         locked(tx, origin, owner=new.owner)  # before its checkpoints, as its own attempt does: the two never wait for each other
@@ -206,7 +237,7 @@ def _with_origin_pinned(tx: Tx, new: Submission, job_id: str) -> Submission:
 
 
 def with_origin_resolved(tx: Tx, spec: JobSpec, *, owner: str = LOCAL_OWNER) -> JobSpec:
-    """The spec with `model.init_from` naming a step instead of best or latest. Raises InvalidSpec where there is no such job or checkpoint."""
+    """The spec with `model.init_from` naming a step instead of best or latest. Raises UnknownReference, NotReady."""
     wanted = spec.model.init_from
     if wanted is None:
         return spec
@@ -215,7 +246,7 @@ def with_origin_resolved(tx: Tx, spec: JobSpec, *, owner: str = LOCAL_OWNER) -> 
         found = checkpoint_row(tx, origin, name or "best", owner=owner)
     except (JobNotFound, CheckpointNotFound) as error:
         code = "not_found" if isinstance(error, JobNotFound) or name.startswith("step-") else "no_checkpoint"
-        raise InvalidSpec([Violation("/model/init_from", code, str(error), wanted)]) from None
+        raise refusal([Violation("/model/init_from", code, str(error), wanted)]) from None
     model = spec.model.model_copy(update={"init_from": f"{origin}/{checkpoint_id(found.step)}"})
     return spec.model_copy(update={"model": model})
 
@@ -468,6 +499,8 @@ class Claim:
     trained_s: float
     resume: list[protocol.ResumePoint] = field(default_factory=list)
     init_from: Origin | None = None
+    dataset: datasets.Place | None = None
+    """Where an uploaded or registered set is; None for a built-in one."""
 
 
 @dataclass(frozen=True)
@@ -501,6 +534,10 @@ def claim(tx: Tx, offer: Offer) -> Claim | None:
         except (JobNotFound, CheckpointNotFound) as error:
             _fail_without_origin(tx, candidate, error)
             continue
+        place = None if candidate.dataset_id is None else datasets.place(tx, candidate.dataset_id)
+        if candidate.dataset_id is not None and place is None:
+            _fail_without_data(tx, candidate)
+            continue
         cpu_threads = candidate.resolved.get("cpu_threads") or spec.resources.cpu_threads or offer.cpu_threads * max(1, wanted)
         resolved = {**candidate.resolved, "cpu_threads": cpu_threads, "gpus": wanted}
         values = {
@@ -524,7 +561,9 @@ def claim(tx: Tx, offer: Offer) -> Claim | None:
         ]
         if _write(tx, where, values, happened) is None:
             continue  # somebody else has it
-        return replace(_claimed(tx, candidate, offer, spec=spec, gpus=wanted, cpu_threads=cpu_threads), init_from=origin)
+        outbox.announce(tx, candidate, JobState.RUNNING)
+        taken = _claimed(tx, candidate, offer, spec=spec, gpus=wanted, cpu_threads=cpu_threads)
+        return replace(taken, init_from=origin, dataset=place)
     return None
 
 
@@ -565,12 +604,23 @@ def _origin(tx: Tx, candidate: Row[Any], spec: JobSpec) -> Origin | None:
 
 
 def _fail_without_origin(tx: Tx, candidate: Row[Any], error: JobError) -> None:
+    detail = f"model.init_from={candidate.spec['model']['init_from']}: {error}"
+    hint = "The weights it was to start from have been deleted: submit it again with another model.init_from."
+    _fail_unclaimed(tx, candidate, Reason(ReasonCode.DATA_MISSING, detail, hint, {}))
+
+
+def _fail_without_data(tx: Tx, candidate: Row[Any]) -> None:
+    data = candidate.spec["data"]
+    detail = f"data set {data['dataset']} ({data['version']}) has been deleted"
+    hint = "Upload it again: the same files are the same version. Then retry the job."
+    _fail_unclaimed(tx, candidate, Reason(ReasonCode.DATA_MISSING, detail, hint, {}))
+
+
+def _fail_unclaimed(tx: Tx, candidate: Row[Any], reason: Reason) -> None:
+    """Fail a queued job that can never start, unless something has changed it since it was read."""
     held = tx.one(_for_update(tx, select(jobs).where(jobs.c.id == candidate.id, jobs.c.version == candidate.version)))
     if held is not None:
-        detail = f"model.init_from={candidate.spec['model']['init_from']}: {error}"
-        hint = "The weights it was to start from have been deleted: submit it again with another model.init_from."
-        reason = Reason(ReasonCode.DATA_MISSING, detail, hint, {}).as_json()
-        _move(tx, held, JobState.FAILED, {"reason": reason, "finished_at": tx.now_ms})
+        _move(tx, held, JobState.FAILED, {"reason": reason.as_json(), "finished_at": tx.now_ms})
 
 
 def _readable_spec(tx: Tx, candidate: Row[Any]) -> JobSpec | None:
@@ -578,16 +628,14 @@ def _readable_spec(tx: Tx, candidate: Row[Any]) -> JobSpec | None:
     try:
         return JobSpec.model_validate(candidate.spec)
     except ValidationError as error:
-        held = tx.one(_for_update(tx, select(jobs).where(jobs.c.id == candidate.id, jobs.c.version == candidate.version)))
-        if held is not None:
-            detail = f"this release cannot read the stored spec: {InvalidSpec(violations_of(error))}"
-            reason = Reason(ReasonCode.INTERNAL, detail, "Submit it again as a new job.", {}).as_json()
-            _move(tx, held, JobState.FAILED, {"reason": reason, "finished_at": tx.now_ms})
+        detail = f"this release cannot read the stored spec: {InvalidSpec(violations_of(error))}"
+        _fail_unclaimed(tx, candidate, Reason(ReasonCode.INTERNAL, detail, "Submit it again as a new job.", {}))
         return None
 
 
 def _candidates(tx: Tx, offer: Offer) -> list[Row[Any]]:
-    owners = _waiting_owners(tx)
+    left = quotas.spent(tx)
+    owners = [owner for owner in _waiting_owners(tx) if left.get(owner) != 0]
     share = max(4, CLAIM_CANDIDATES // len(owners)) if owners else 0
     best = (
         select(jobs)
@@ -653,9 +701,10 @@ def renew(tx: Tx, run: Run, *, trained_ms: int = 0) -> JobState:
     values: dict[str, Any] = {"lease_until": tx.now_ms + int(run.lease_ttl_s * 1000)}
     if trained_ms:  # what a user can see moves the revision
         values |= {"trained_ms": jobs.c.trained_ms + trained_ms, "revision": jobs.c.revision + 1}
-    row = tx.one(update(jobs).where(_owned(run)).values(**values).returning(jobs.c.state))
+    row = tx.one(update(jobs).where(_owned(run)).values(**values).returning(jobs.c.state, jobs.c.owner, jobs.c.gpus))
     if row is None:
         raise Fenced(run.job_id, run.attempt)
+    quotas.charge(tx, row.owner, trained_ms * (row.gpus or 0))
     return JobState(row.state)
 
 
@@ -683,6 +732,8 @@ def record(tx: Tx, run: Run, messages: Sequence[protocol.Message]) -> JobState:
         "best_step": draft.best_step,
         "resolved": draft.resolved,
     }
+    if any(isinstance(message, STORING) for message in messages):
+        accounts.recount(tx, run.job_id)
     if _write(tx, _owned(run), values, draft.events) is None:
         raise Fenced(run.job_id, run.attempt)
     return JobState(row.state)
@@ -716,6 +767,7 @@ def prune(tx: Tx, run: Run) -> list[str]:
     gone = prunable(tx, run.job_id)
     if gone:
         tx.run(delete(checkpoints).where(checkpoints.c.job_id == run.job_id, checkpoints.c.step.in_([row.step for row in gone])))
+        accounts.recount(tx, run.job_id)
     return [row.path for row in gone]
 
 
@@ -993,6 +1045,7 @@ def _end_attempt(tx: Tx, row: Row[Any], end: End, *, trained_ms: int = 0) -> Job
     reason = end.reason.as_json() if end.reason else None
     ended = {"ended_at": tx.now_ms, "outcome": end.outcome, "reason": reason}
     tx.run(update(attempts).where(attempts.c.job_id == row.id, attempts.c.number == row.attempt).values(**ended))
+    quotas.charge(tx, row.owner, trained_ms * (row.gpus or 0))
     values: dict[str, Any] = {
         "failures": move.failures,
         "lease_until": None,
@@ -1030,6 +1083,7 @@ def _move(
     happened = [*before, (name, {**told, **(extra or {})})]
     if _write(tx, where, {**(values or {}), "state": to, "version": row.version + 1}, happened) is None:
         raise Fenced(row.id, row.attempt)
+    outbox.announce(tx, row, to, (values or {}).get("reason"))
 
 
 def _state_event(origin: JobState, to: JobState, attempt: int) -> Event:

@@ -9,11 +9,11 @@ import difflib
 import math
 import reprlib
 from collections.abc import Collection
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from powergrad.jobs.errors import InvalidSpec, Violation
+from powergrad.jobs.errors import Violation, refusal
 from powergrad.spec import NAME_PATTERN, AlphaSchedule, Broken, ClassFolderData, SpecModel, TrainSpec, refuse
 
 LabelName = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -64,6 +64,22 @@ class LimitsSpec(SpecModel):
     """Seconds without any sign of progress after which an attempt is ended as `stalled`."""
 
 
+class RetentionSpec(SpecModel):
+    ttl_seconds: float | None = Field(default=None, ge=0.0, le=1e9)
+    """Seconds after its end that the job is deleted with all its files, unless a checkpoint is pinned; null is the server's own rule."""
+
+
+WebhookEvent = Literal["job.started", "job.paused", "job.succeeded", "job.failed", "job.cancelled"]
+ENDS: tuple[WebhookEvent, ...] = ("job.succeeded", "job.failed", "job.cancelled")
+
+
+class WebhookSpec(SpecModel):
+    url: str = Field(pattern=r"^https?://[!-~]{1,2000}$", examples=["https://example.com/hooks/powergrad"])
+    """Called by POST, signed as Standard Webhooks says. https and public addresses only, unless the server allows the host."""
+    events: list[WebhookEvent] = Field(default=list(ENDS), min_length=1, max_length=5)
+    """Which moves to tell of."""
+
+
 class JobSpec(TrainSpec):
     """The body of POST /v1/jobs."""
 
@@ -77,8 +93,10 @@ class JobSpec(TrainSpec):
     """9 starts first, 0 last."""
     labels: dict[LabelName, LabelText] = Field(default={}, max_length=32)
     """Free key/value pairs to find and group jobs by."""
-    webhook: None = None
-    """Call a URL at the end: not available in this release."""
+    retention: RetentionSpec = RetentionSpec()
+    """When the job and its files go."""
+    webhook: WebhookSpec | None = None
+    """Whom to tell of the job's moves; null tells nobody."""
 
     @model_validator(mode="after")
     def _statistics_are_shared_by_several(self) -> Self:
@@ -108,7 +126,7 @@ def parse(body: Any, *, models: Collection[str] = (), datasets: Collection[str] 
     """The spec in a decoded JSON body, checked against what the workers can do where that is known.
 
     models, datasets: known names; empty means no worker has told yet, and any well-formed name passes.
-    Raises InvalidSpec with all violations.
+    Raises InvalidSpec with all violations, UnknownReference where the only ones are names that are not known.
     """
     spec, violations = _validated(body)
     for pointer, known in (("/data/dataset", datasets), ("/model/name", models)):
@@ -116,7 +134,7 @@ def parse(body: Any, *, models: Collection[str] = (), datasets: Collection[str] 
         if known and isinstance(name, str) and _untagged(name) not in known and not any(v.pointer == pointer for v in violations):
             violations.append(Violation(pointer, "unknown_name", _did_you_mean(name, known), _presentable(name)))
     if violations or spec is None:
-        raise InvalidSpec(violations)
+        raise refusal(violations)
     return spec
 
 

@@ -33,6 +33,9 @@ Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresq
 _QUEUED = text(f"state = '{JobState.QUEUED}'")
 _OWNED = text("state IN (" + ", ".join(f"'{state}'" for state in JobState if state in OWNED) + ")")
 
+_HAS_ENDED = text("finished_at IS NOT NULL")
+_NAMES_A_SET = text("dataset_id IS NOT NULL")
+
 jobs = Table(
     "jobs",
     metadata,
@@ -48,6 +51,9 @@ jobs = Table(
     Column("labels", Json, nullable=False),
     Column("notes", Text, nullable=False),
     Column("retention", Json, nullable=False),
+    Column("ttl_s", BigInteger),  # deleted so long after its end; NULL: the server's own
+    Column("bytes", BigInteger, nullable=False, server_default=text("0")),  # of its checkpoints and artifacts
+    Column("dataset_id", String(40)),  # the uploaded or registered set that its spec pins
     Column("experiment", String(40)),
     Column("attempt", Integer, nullable=False),  # counts claims: the fencing token
     Column("failures", Integer, nullable=False),
@@ -74,6 +80,8 @@ jobs = Table(
     Index("ix_jobs_owner", "owner", "id"),
     Index("ix_jobs_owner_state", "owner", "state", "id"),
     Index("ix_jobs_experiment", "experiment", "id"),
+    Index("ix_jobs_finished", "finished_at", sqlite_where=_HAS_ENDED, postgresql_where=_HAS_ENDED),
+    Index("ix_jobs_dataset", "dataset_id", sqlite_where=_NAMES_A_SET, postgresql_where=_NAMES_A_SET),
 )
 
 # spelled out, not bound: a planner uses a partial index only where it can see that the condition is the index's own
@@ -222,4 +230,89 @@ deletions = Table(
     metadata,
     Column("path", String(256), primary_key=True),  # below the artifact root; freed after the commit, again by the sweeper if that fails
     Column("created_at", BigInteger, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("secret_sha256", String(64), nullable=False),
+    Column("owner", String(64), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("scopes", Json, nullable=False),  # of read, submit, admin
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("revoked_at", BigInteger),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("token_sha256", String(64), primary_key=True),
+    Column("key_id", String(16), nullable=False, index=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False, index=True),
+)
+
+owners = Table(
+    "owners",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("max_queued", Integer),  # NULL, here and below: no limit
+    Column("max_running", Integer),
+    Column("max_gpu_ms", BigInteger),
+    Column("max_bytes", BigInteger),
+    Column("gpu_ms", BigInteger, nullable=False, server_default=text("0")),  # used so far, of jobs deleted since too
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("version", String(71), nullable=False),  # sha256:… of what is in it: the same files are the same version
+    Column("source", String(16), nullable=False),  # uploaded, registered
+    Column("state", String(16), nullable=False),  # checking, ready, failed
+    Column("path", String(256), nullable=False),  # of its folder: uploaded, below the artifact root; registered, below the data root
+    Column("files", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("report", Json),
+    Column("error", Json),  # {code, detail}
+    Column("task_id", String(40)),
+    Column("created_at", BigInteger, nullable=False),
+    Column("checked_at", BigInteger),
+    Index("ix_datasets_version", "owner", "name", "version", unique=True),
+)
+
+webhook_secrets = Table(
+    "webhook_secrets",
+    metadata,
+    Column("owner", String(64), primary_key=True),
+    Column("secret", String(64), nullable=False),  # whsec_…: it signs, so it cannot be stored as a hash
+    Column("previous", String(64)),  # signs beside it until `previous_until`
+    Column("previous_until", BigInteger),
+)
+
+_IS_DUE = text("state = 'pending'")
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", String(40), primary_key=True),  # the Webhook-Id: the same at every try
+    Column("owner", String(64), nullable=False),
+    Column("job_id", String(40)),
+    Column("url", Text, nullable=False),
+    Column("event", String(64), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("state", String(16), nullable=False),  # pending, delivered, failed
+    Column("attempt", Integer, nullable=False),  # counts tries: the fencing token
+    Column("due_at", BigInteger, nullable=False),  # the next try, or the end of the lease of the one at work
+    Column("status", Integer),  # of the last answer
+    Column("error", Text),
+    Column("created_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Index("ix_deliveries_due", "due_at", sqlite_where=_IS_DUE, postgresql_where=_IS_DUE),
+    Index("ix_deliveries_owner", "owner", "id"),
+    Index("ix_deliveries_job", "job_id"),
 )

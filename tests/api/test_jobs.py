@@ -409,7 +409,6 @@ def test_a_part_that_was_null_can_be_set(api: Api) -> None:
         ({"set": {"data": {"dataset": "digits", "batch_size": 0}}}, "/set/data/batch_size"),
         ({"set": {"seed~/x": 1}}, "/set/seed~0~1x"),
         ({"set": 3}, "/set"),
-        ({"from_checkpoint": "best"}, "/from_checkpoint"),
         ({"sets": {}}, "/sets"),
     ],
 )

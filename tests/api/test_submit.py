@@ -21,8 +21,8 @@ def post(api: Api, content: bytes | Iterator[bytes], **headers: str) -> httpx2.R
     return api.http.post("/v1/jobs", content=content, headers={**JSON, **headers})
 
 
-def violations(answer: httpx2.Response) -> dict[str, dict[str, Any]]:
-    assert answer.status_code == 422, answer.text
+def violations(answer: httpx2.Response, status: int = 422) -> dict[str, dict[str, Any]]:
+    assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     return {error["pointer"]: error for error in answer.json()["errors"]}
 
@@ -216,7 +216,7 @@ def test_only_json_is_taken(api: Api, content_type: str) -> None:
 
 def test_names_no_worker_knows_are_refused_with_the_nearest(any_api: Api) -> None:
     register_worker(any_api.store, models=["resnet18", "mlp"])
-    found = violations(any_api.http.post("/v1/jobs", json={"data": {"dataset": "digit"}, "model": {"name": "resnet19"}}))
+    found = violations(any_api.http.post("/v1/jobs", json={"data": {"dataset": "digit"}, "model": {"name": "resnet19"}}), 404)
     assert "did you mean 'resnet18'?" in found["/model/name"]["detail"]
     assert "did you mean 'digits'?" in found["/data/dataset"]["detail"]
 
@@ -245,9 +245,12 @@ def test_a_job_begins_with_the_weights_of_another(any_api: Api) -> None:
 
 @pytest.mark.parametrize("dry_run", ["true", "false"])
 def test_a_beginning_that_is_not_there_is_refused_at_its_place(any_api: Api, dry_run: str) -> None:
-    for wanted, code in (("job_01KAQZ5V3N8T4W6Y7C9E1G2H3J", "not_found"), (any_api.submit()["id"], "no_checkpoint")):
+    for wanted, code, refusal in (
+        ("job_01KAQZ5V3N8T4W6Y7C9E1G2H3J", "not_found", (404, "unknown_reference")),
+        (any_api.submit()["id"], "no_checkpoint", (409, "reference_not_ready")),
+    ):
         answer = any_api.http.post("/v1/jobs", json={**DIGITS, "model": {"init_from": wanted}}, params={"dry_run": dry_run})
-        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_spec")
+        assert (answer.status_code, answer.json()["code"]) == refusal
         assert [(one["pointer"], one["code"]) for one in answer.json()["errors"]] == [("/model/init_from", code)]
 
 
@@ -260,16 +263,16 @@ def test_a_clone_begins_with_a_checkpoint_of_the_original(any_api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "code"),
+    ("body", "code", "status"),
     [
-        ({"from_checkpoint": "step-00000099"}, "not_found"),
-        ({"from_checkpoint": "newest"}, "bad_format"),
-        ({"from_checkpoint": "best", "set": {"model.init_from": "job_01KAQZ5V3N8T4W6Y7C9E1G2H3J"}}, "conflict"),
+        ({"from_checkpoint": "step-00000099"}, "not_found", 404),
+        ({"from_checkpoint": "newest"}, "bad_format", 422),
+        ({"from_checkpoint": "best", "set": {"model.init_from": "job_01KAQZ5V3N8T4W6Y7C9E1G2H3J"}}, "conflict", 422),
     ],
 )
-def test_a_clone_from_no_checkpoint_is_refused_at_its_place(any_api: Api, body: dict[str, Any], code: str) -> None:
+def test_a_clone_from_no_checkpoint_is_refused_at_its_place(any_api: Api, body: dict[str, Any], code: str, status: int) -> None:
     answer = any_api.http.post(f"/v1/jobs/{with_checkpoint(any_api)}/clone", json=body)
-    assert answer.status_code == 422
+    assert answer.status_code == status
     assert [(one["pointer"], one["code"]) for one in answer.json()["errors"]] == [("/from_checkpoint", code)]
 
 

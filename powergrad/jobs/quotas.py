@@ -1,0 +1,118 @@
+"""What an owner may have: queued and running jobs, GPU seconds, stored bytes. No row, or NULL in it, is no limit.
+
+The rules are checked in the transaction that would break them: queued, bytes and GPU seconds at a submission, running at a claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, or_, select, update
+
+from powergrad.jobs.errors import QuotaExceeded
+from powergrad.jobs.store import Tx
+from powergrad.jobs.tables import IS_OWNED, IS_QUEUED, datasets, jobs, owners
+
+
+@dataclass(frozen=True)
+class Quota:
+    """None is no limit."""
+
+    max_queued: int | None = None
+    max_running: int | None = None
+    max_gpu_s: float | None = None
+    max_bytes: int | None = None
+
+
+def grant(tx: Tx, owner: str, quota: Quota) -> None:
+    """Set all of an owner's limits."""
+    row: dict[str, Any] = {
+        "max_queued": quota.max_queued,
+        "max_running": quota.max_running,
+        "max_gpu_ms": None if quota.max_gpu_s is None else round(quota.max_gpu_s * 1000),
+        "max_bytes": quota.max_bytes,
+    }
+    tx.run(tx.insert(owners).values(name=owner, **row).on_conflict_do_update(index_elements=["name"], set_=row))
+
+
+def usage(tx: Tx, owner: str) -> dict[str, Any]:
+    """Limits and use of an owner, as JSON."""
+    row = tx.one(select(owners).where(owners.c.name == owner))
+    running = _count(tx, select(func.count()).where(jobs.c.owner == owner, IS_OWNED))
+    return {
+        "object": "usage",
+        "owner": owner,
+        "queued": {"used": _queued(tx, owner), "granted": None if row is None else row.max_queued},
+        "running": {"used": running, "granted": None if row is None else row.max_running},
+        "gpu_seconds": {
+            "used": 0.0 if row is None else row.gpu_ms / 1000,
+            "granted": None if row is None or row.max_gpu_ms is None else row.max_gpu_ms / 1000,
+        },
+        "bytes": {"used": stored_bytes(tx, owner), "granted": None if row is None else row.max_bytes},
+    }
+
+
+def limited(tx: Tx, some: Collection[str]) -> set[str]:
+    """Those of some owners that have any limit."""
+    any_limit = or_(*(owners.c[name].is_not(None) for name in ("max_queued", "max_running", "max_gpu_ms", "max_bytes")))
+    return {row.name for row in tx.all(select(owners.c.name).where(owners.c.name.in_(sorted(some)), any_limit))}
+
+
+def check_submission(tx: Tx, owner: str, *, new: int = 1) -> None:
+    """Raises QuotaExceeded when so many new jobs are too many."""
+    row = tx.one(select(owners).where(owners.c.name == owner))
+    if row is None:
+        return
+    if row.max_queued is not None and (queued := _queued(tx, owner)) + new > row.max_queued:
+        raise QuotaExceeded("queued", queued, row.max_queued, "wait until jobs have started, or cancel some")
+    if row.max_gpu_ms is not None and row.gpu_ms >= row.max_gpu_ms:
+        raise QuotaExceeded("gpu_seconds", row.gpu_ms // 1000, row.max_gpu_ms // 1000, "ask whoever runs the server for more")
+    check_bytes(tx, owner)
+
+
+def check_bytes(tx: Tx, owner: str, *, more: int = 0) -> None:
+    """Raises QuotaExceeded when the owner stores as much as is granted, or would with so many bytes more."""
+    granted = tx.run(select(owners.c.max_bytes).where(owners.c.name == owner)).scalar_one_or_none()
+    if granted is not None and (used := stored_bytes(tx, owner)) + max(1, more) > granted:
+        raise QuotaExceeded("bytes", used, granted, "delete jobs or data sets")
+
+
+def stored_bytes(tx: Tx, owner: str) -> int:
+    """What an owner's jobs and uploaded sets take."""
+    of_jobs = _count(tx, select(func.coalesce(func.sum(jobs.c.bytes), 0)).where(jobs.c.owner == owner))
+    uploaded = (datasets.c.owner == owner, datasets.c.source == "uploaded")
+    return of_jobs + _count(tx, select(func.coalesce(func.sum(datasets.c.bytes), 0)).where(*uploaded))
+
+
+def spent(tx: Tx) -> dict[str, int | None]:
+    """Of every owner with a limit that stops claims: how many more jobs may start now; None is any number."""
+    limited = tx.all(select(owners).where(owners.c.max_running.is_not(None) | owners.c.max_gpu_ms.is_not(None)))
+    if not limited:
+        return {}
+    held = select(jobs.c.owner, func.count().label("n")).where(IS_OWNED).group_by(jobs.c.owner)
+    running = {row.owner: row.n for row in tx.all(held)}
+    left: dict[str, int | None] = {}
+    for row in limited:
+        left[row.name] = None if row.max_running is None else max(0, row.max_running - running.get(row.name, 0))
+        if row.max_gpu_ms is not None and row.gpu_ms >= row.max_gpu_ms:
+            left[row.name] = 0
+    return left
+
+
+def charge(tx: Tx, owner: str, gpu_ms: int) -> None:
+    """Book GPU time: of a job on two GPUs each second counts twice."""
+    if gpu_ms <= 0:
+        return
+    if not tx.run(update(owners).where(owners.c.name == owner).values(gpu_ms=owners.c.gpu_ms + gpu_ms)).rowcount:
+        booked = {"gpu_ms": owners.c.gpu_ms + gpu_ms}
+        tx.run(tx.insert(owners).values(name=owner, gpu_ms=gpu_ms).on_conflict_do_update(index_elements=["name"], set_=booked))
+
+
+def _queued(tx: Tx, owner: str) -> int:
+    return _count(tx, select(func.count()).where(jobs.c.owner == owner, IS_QUEUED))
+
+
+def _count(tx: Tx, query: Any) -> int:
+    return int(tx.run(query).scalar_one())
