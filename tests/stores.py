@@ -9,16 +9,19 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import count
 from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
 
 from powergrad.jobs.migrate import migrate
-from powergrad.jobs.store import Store
+from powergrad.jobs.store import Store, Tx
 from powergrad.jobs.tables import metadata
 
 _numbers = count(1)
@@ -35,6 +38,36 @@ class FakeClock:
 
     def advance(self, seconds: float) -> None:
         self.now_ms += round(seconds * 1000)
+
+
+class Fault(StrEnum):
+    """What becomes of one write transaction."""
+
+    REFUSED = "refused"  # the database is away: it never begins
+    BROKEN = "broken"  # the connection breaks before the commit: nothing is left of it
+    UNCONFIRMED = "unconfirmed"  # the connection breaks after the commit: all of it is there, and the caller does not know
+
+
+class FlakyStore(Store):
+    """A store whose next write goes wrong as `fault` says, once."""
+
+    fault: Fault | None = None
+
+    @contextmanager
+    def write(self) -> Iterator[Tx]:
+        fault, self.fault = self.fault, None
+        if fault is Fault.REFUSED:
+            raise _away()
+        with super().write() as tx:
+            yield tx
+            if fault is Fault.BROKEN:
+                raise _away()
+        if fault is Fault.UNCONFIRMED:
+            raise _away()
+
+
+def _away() -> OperationalError:
+    return OperationalError("COMMIT", {}, Exception("server closed the connection unexpectedly"))
 
 
 @pytest.fixture

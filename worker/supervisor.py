@@ -85,6 +85,7 @@ class _Supervision:
         self.log_path = self.run_dir / "logs" / f"a{claim.run.attempt}.log"
         self.lines = _Lines()
         self.unsaid: list[protocol.Message] = []  # read from the trainer, not stored yet
+        self.said_before = 0  # messages that are stored
         self.said: protocol.Done | protocol.Failure | None = None
         self.why: ends.Why | None = None
         self.oom_before = ends.count_oom_kills()
@@ -253,8 +254,9 @@ class _Supervision:
         self.flushed_s = time.monotonic()
         try:
             with self.bench.store.write() as tx:
-                lease.state = lifecycle.record(tx, self.claim.run, self.unsaid)
+                lease.state = lifecycle.record(tx, self.claim.run, self.unsaid, said_before=self.said_before)
             wrote_checkpoint = any(isinstance(message, protocol.CheckpointWritten) for message in self.unsaid)
+            self.said_before += len(self.unsaid)
             self.unsaid = []
             if wrote_checkpoint:
                 self._prune()

@@ -545,6 +545,7 @@ def claim(tx: Tx, offer: Offer) -> Claim | None:
             "attempt": candidate.attempt + 1,
             "version": candidate.version + 1,
             "worker": offer.worker,
+            "heard": 0,
             "lease_until": tx.now_ms + int(offer.lease_ttl_s * 1000),
             "not_before": None,
             "reason": None,
@@ -716,12 +717,18 @@ def state_of(tx: Tx, run: Run) -> JobState:
     return JobState(row.state)
 
 
-def record(tx: Tx, run: Run, messages: Sequence[protocol.Message]) -> JobState:
-    """Write down what the trainer said, all of it or nothing; the state of the job. Raises Fenced."""
+def record(tx: Tx, run: Run, messages: Sequence[protocol.Message], *, said_before: int | None = None) -> JobState:
+    """Write down what the trainer said, all of it or nothing; the state of the job. Raises Fenced.
+
+    said_before: messages of this attempt that came before these; with it, what was written down already is not written again, so that
+    a call whose commit was never confirmed can be repeated.
+    """
     row = tx.one(_for_update(tx, select(jobs).where(_owned(run))))
     if row is None:
         raise Fenced(run.job_id, run.attempt)
     draft = _Draft.of(row)
+    if said_before is not None:
+        messages = messages[max(0, row.heard - said_before) :]
     for message in messages:
         draft.take(tx, run, message)
     draft.close(tx, run)
@@ -731,6 +738,7 @@ def record(tx: Tx, run: Run, messages: Sequence[protocol.Message]) -> JobState:
         "best": draft.best,
         "best_step": draft.best_step,
         "resolved": draft.resolved,
+        "heard": row.heard + len(messages),
     }
     if any(isinstance(message, STORING) for message in messages):
         accounts.recount(tx, run.job_id)

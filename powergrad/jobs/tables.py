@@ -65,6 +65,7 @@ jobs = Table(
     Column("lease_until", BigInteger),
     Column("not_before", BigInteger),  # back-off
     Column("cancel_requested_at", BigInteger),
+    Column("heard", BigInteger, nullable=False, server_default=text("0")),  # messages of this attempt's trainer written down so far
     Column("trained_ms", BigInteger, nullable=False),
     Column("progress", Json, nullable=False),
     Column("latest", Json, nullable=False),

@@ -1,4 +1,5 @@
-"""Workers, users and sweepers act on a few jobs at random; after every step the history must hold together.
+"""Workers, users and sweepers act on a few jobs at random, on a store that now and then fails before, in or after a commit; after every
+step the history must hold together.
 
 One thread and a clock that the machine turns make every failure repeatable: hypothesis prints the shortest story that breaks a rule.
 """
@@ -8,8 +9,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from sqlalchemy import event, select
+from sqlalchemy.exc import OperationalError
 
 from powergrad import protocol
 from powergrad.jobs import lifecycle, metrics, queries
 from powergrad.jobs.errors import Fenced, IllegalMove
 from powergrad.jobs.lifecycle import Claim, Run
 from powergrad.jobs.states import MOVES, OWNED, TERMINAL, JobState, Outcome, ReasonCode
-from powergrad.jobs.store import Store
 from powergrad.jobs.tables import attempts, events, jobs
 from tests.jobs import builders as b
-from tests.stores import FakeClock
+from tests.stores import FakeClock, Fault, FlakyStore
 
 WORKERS = 4
 EPOCHS = 3
@@ -48,6 +49,12 @@ class Worker:
     claim: Claim | None = None
     step: int = 0
     planned: bool = False
+    unsaid: list[protocol.Message] = field(default_factory=list)
+    """Heard from its trainer, and not known to be stored."""
+    said_before: int = 0
+
+    def forget(self) -> None:
+        self.claim, self.planned, self.unsaid, self.said_before = None, False, [], 0
 
 
 class History(RuleBasedStateMachine):
@@ -56,7 +63,7 @@ class History(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="powergrad-sim-"))
         shutil.copy(MIGRATED[0], self.folder / "jobs.db")
         self.clock = FakeClock()
-        self.store = Store(f"sqlite:///{self.folder}/jobs.db", clock=self.clock, pool_size=1)
+        self.store = FlakyStore(f"sqlite:///{self.folder}/jobs.db", clock=self.clock, pool_size=1)
         event.listen(self.store.engine, "connect", _careless)
         self.workers = [Worker(f"w{n}") for n in range(WORKERS)]
         self.accepted: list[str] = []
@@ -69,17 +76,27 @@ class History(RuleBasedStateMachine):
             self.store.close()
             shutil.rmtree(self.folder)
 
-    @rule(name=st.sampled_from(HAPPENINGS), pick=picks, amount=picks)
-    def happen(self, name: str, pick: int, amount: int) -> None:
+    @rule(name=st.sampled_from(HAPPENINGS), pick=picks, amount=picks, fault=st.sampled_from([None] * 6 + list(Fault)))
+    def happen(self, name: str, pick: int, amount: int, fault: Fault | None) -> None:
         # one rule: of several, hypothesis leaves out most in each example, and then hardly a worker ever meets its successor
-        getattr(self, name)(pick, amount)
+        self.store.fault = fault
+        with suppress(OperationalError):
+            getattr(self, name)(pick, amount)
+        self.store.fault = None
 
     # --- users
 
     def submit(self, pick: int, amount: int) -> None:
         if len(self.accepted) < 4:
-            owner, limits = ("local", "ada")[pick % 2], {"max_attempts": MAX_ATTEMPTS}
-            self.accepted.append(b.submit(self.store, priority=amount % 10, owner=owner, epochs=EPOCHS, limits=limits))
+            key, owner, limits = f"key-{len(self.accepted)}", ("local", "ada")[pick % 2], {"max_attempts": MAX_ATTEMPTS}
+
+            def post() -> str:
+                return b.submit(self.store, key=key, priority=amount % 10, owner=owner, epochs=EPOCHS, limits=limits)
+
+            try:
+                self.accepted.append(post())
+            except OperationalError:
+                self.accepted.append(post())  # the caller heard nothing and asks again: the same key is the same job
             self.clock.advance(0.001)
 
     def act(self, pick: int, amount: int) -> None:
@@ -97,27 +114,33 @@ class History(RuleBasedStateMachine):
         idle = [worker for worker in self.workers if worker.claim is None]
         if idle:
             worker = idle[pick % len(idle)]
+            worker.forget()
             worker.claim = b.claim(self.store, replace(b.OFFER, worker=worker.name))
-            worker.planned = False
 
     def train(self, pick: int, amount: int) -> None:
         """The trainer says something: its plan first, then steps, with an evaluation and a checkpoint after every epoch."""
         worker = self.busy(pick)
         if worker is None or worker.claim is None:
             return
-        run, resume, messages = worker.claim.run, worker.claim.resume, list[protocol.Message]()
+        run, resume = worker.claim.run, worker.claim.resume
         if not worker.planned:
             worker.step = resume[0].step if resume else 0
-            messages.append(b.plan(resumed_step=worker.step, epochs=EPOCHS))
+            worker.unsaid.append(b.plan(resumed_step=worker.step, epochs=EPOCHS))
         goal = min(worker.step + 1 + amount % 15, STEPS)
         for number in range(worker.step + 1, goal + 1):
-            messages.append(b.step(number))
+            worker.unsaid.append(b.step(number))
             if number % b.STEPS_PER_EPOCH == 0:
-                messages += [b.evaluation(number, (number * 37 % 100) / 100), b.checkpoint(number, attempt=run.attempt)]
-        with self.fenced_off(worker, run):
-            assert b.record(self.store, run, *messages) in OWNED
-            b.do(self.store, lifecycle.prune, run)
+                worker.unsaid += [b.evaluation(number, (number * 37 % 100) / 100), b.checkpoint(number, attempt=run.attempt)]
         worker.planned, worker.step = True, goal
+        self.tell(worker, run)
+        with self.fenced_off(worker, run):
+            b.do(self.store, lifecycle.prune, run)
+
+    def tell(self, worker: Worker, run: Run) -> None:
+        """Store what was heard; what is not known to be stored is told again with the next."""
+        with self.fenced_off(worker, run):
+            assert b.do(self.store, lifecycle.record, run, worker.unsaid, said_before=worker.said_before) in OWNED
+            worker.said_before, worker.unsaid = worker.said_before + len(worker.unsaid), []
 
     def renew(self, pick: int, _amount: int) -> None:
         worker = self.busy(pick)
@@ -132,12 +155,21 @@ class History(RuleBasedStateMachine):
         done = worker.planned and worker.step == STEPS
         code = list(ReasonCode)[amount % len(ReasonCode)] if amount % 3 == 0 else None
         outcome = Outcome.FAILED if code is not None else Outcome.SUCCEEDED if done else Outcome.STOPPED
-        with self.fenced_off(worker, worker.claim.run):
-            b.finish(self.store, worker.claim.run, outcome, code)
-        worker.claim = None
+        run = worker.claim.run
+        if worker.unsaid:
+            self.tell(worker, run)
+        if worker.claim is None:
+            return
+        with self.fenced_off(worker, run):
+            try:
+                b.finish(self.store, run, outcome, code)
+            except OperationalError:  # as the supervisor does: until it is stored, or somebody else has the job
+                with suppress(Fenced):
+                    b.finish(self.store, run, outcome, code)
+        worker.forget()
 
     def die(self, pick: int, _amount: int) -> None:
-        self.workers[pick % WORKERS].claim = None
+        self.workers[pick % WORKERS].forget()
 
     # --- anybody
 
@@ -169,7 +201,7 @@ class History(RuleBasedStateMachine):
         except Fenced:
             assert not owned
             assert b.row(self.store, run.job_id) == row
-            worker.claim = None
+            worker.forget()
         else:
             assert owned
 
@@ -199,7 +231,7 @@ class History(RuleBasedStateMachine):
     def calm_down(self) -> None:
         """When nobody interferes any more, every accepted job ends or waits for its user."""
         for worker in self.workers:
-            worker.claim = None
+            worker.forget()
         self.clock.advance(400)  # every lease has lapsed, every back-off is over
         self.sweep()
         while (found := b.claim(self.store)) is not None:

@@ -19,6 +19,7 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("ttl_s", sa.BigInteger(), nullable=True))
     op.add_column("jobs", sa.Column("bytes", sa.BigInteger(), server_default=sa.text("0"), nullable=False))
     op.add_column("jobs", sa.Column("dataset_id", sa.String(length=40), nullable=True))
+    op.add_column("jobs", sa.Column("heard", sa.BigInteger(), server_default=sa.text("0"), nullable=False))
     op.execute(
         "UPDATE jobs SET bytes = (SELECT coalesce(sum(total_bytes), 0) FROM checkpoints WHERE job_id = jobs.id)"
         " + (SELECT coalesce(sum(bytes), 0) FROM artifacts WHERE job_id = jobs.id)"
@@ -111,5 +112,5 @@ def downgrade() -> None:
         op.drop_table(table)
     op.drop_index("ix_jobs_dataset", "jobs")
     op.drop_index("ix_jobs_finished", "jobs")
-    for column in ("dataset_id", "bytes", "ttl_s"):
+    for column in ("heard", "dataset_id", "bytes", "ttl_s"):
         op.drop_column("jobs", column)
