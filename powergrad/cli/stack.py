@@ -254,7 +254,7 @@ class Stack:
         return os.environ | {
             "PYTHONUNBUFFERED": "1",
             "POWERGRAD_DATA_DIR": str(self.data_dir),
-            "POWERGRAD_DATABASE_URL": f"sqlite:///{self.data_dir / 'powergrad.db'}",
+            "POWERGRAD_DATABASE_URL": os.environ.get("POWERGRAD_DATABASE_URL") or f"sqlite:///{self.data_dir / 'powergrad.db'}",
             "REDIS_URL": f"redis+socket://{quote(str(self._socket))}",
             **more,
         }

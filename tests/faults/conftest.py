@@ -1,4 +1,7 @@
-"""A whole stack as a user starts it (`powergrad up`), to be hurt from outside: by signals, and through its own API."""
+"""A whole stack as a user starts it (`powergrad up`), to be hurt from outside: by signals, and through its own API.
+
+`site` is a module's own stack on SQLite; `new_site` makes one of a test's own, on either database, with settings of its choice.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ import pytest
 from powergrad.cli.stack import free_port, socket_path
 from powergrad.client import ApiError, Client, Unreachable
 from powergrad.client.models import Event
+from tests.faults.postgresql import PostgreSQL
 from tests.worker.conftest import tiny_spec, until
 
 LEASE = {
@@ -30,14 +35,24 @@ LEASE = {
 }
 READY_S = 120.0
 
+_numbers = count(1)
+
 
 @dataclass
 class Site:
-    """One data directory with a stack on it that can be stopped and started again."""
+    """One data directory with a stack on it that can be stopped and started again.
+
+    settings: environment of every process, over LEASE.  database_url: None is the data directory's own SQLite.
+    """
 
     data_dir: Path
     port: int
     up: subprocess.Popen[bytes] | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+    database_url: str | None = None
+    workers: int = 1
+    slots: int = 2
+    postgresql: PostgreSQL | None = None
     client: Client = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,11 +69,21 @@ class Site:
             str(self.port),
             "--data-dir",
             str(self.data_dir),
+            "--workers",
+            str(self.workers),
             "--slots",
-            "2",
+            str(self.slots),
         ]
-        self.up = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **LEASE}, start_new_session=True)
+        inherited = {name: value for name, value in os.environ.items() if name != "POWERGRAD_DATABASE_URL"}
+        database = {} if self.database_url is None else {"POWERGRAD_DATABASE_URL": self.database_url}
+        environment = {**inherited, **LEASE, **database, **self.settings}
+        self.up = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         until(self.is_ready, within_s=READY_S)
+
+    @property
+    def store_url(self) -> str:
+        """The database, for tests that look or reach into it."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'powergrad.db'}"
 
     def is_ready(self) -> bool:
         assert self.up is not None
@@ -74,6 +99,19 @@ class Site:
         code = self.up.wait(90)
         self.up = None
         return code
+
+    def close(self) -> None:
+        """Stop it, whatever state it is in; nothing of it is left."""
+        family = self.processes("") if self.up is not None else []
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+        if self.up is not None and self.up.poll() is None:
+            self.stop(signal.SIGTERM)
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.client.close()
 
     def valkey_socket(self) -> Path:
         return socket_path(self.data_dir)
@@ -180,6 +218,27 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield made
         if made.up is not None:
             made.stop()
+
+
+@pytest.fixture
+def new_site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    """Starts stacks of the test's own, one data directory each: `new_site(database="postgresql", workers=2, settings={…})`.
+
+    A PostgreSQL is the site's own too, at `site.postgresql`, to be hurt at will.
+    """
+    with ExitStack() as made:
+
+        def start(*, database: str = "sqlite", **options: Any) -> Site:
+            folder = tmp_path / f"site-{next(_numbers)}"
+            folder.mkdir()
+            server = made.enter_context(PostgreSQL()) if database == "postgresql" else None
+            site = Site(folder / "data", free_port("127.0.0.1"), database_url=None if server is None else server.url, **options)
+            site.postgresql = server
+            made.callback(site.close)
+            site.start()
+            return site
+
+        yield start
 
 
 @pytest.fixture(scope="module")
