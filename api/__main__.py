@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import sys
+from typing import Any
 
 import structlog
 import uvicorn
@@ -30,11 +31,17 @@ log = structlog.get_logger("api")
 
 
 class Server(uvicorn.Server):
-    """uvicorn that ends the streams first: it would wait for them until its own patience is over."""
+    """uvicorn that cuts off who does not read, and at its end ends the streams first: it would wait for both."""
 
     def __init__(self, config: uvicorn.Config, parts: Parts) -> None:
         super().__init__(config)
         self._parts = parts
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in self.servers if self.started else ():
+            for listener in server.sockets:
+                _cut_off_the_stalled(listener, after_s=self._parts.settings.stalled_s)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._parts.stop_streams()
@@ -81,6 +88,15 @@ def main() -> int:
     _spare_the_collector()
     Server(config, app.state.parts).run()
     return 0
+
+
+def _cut_off_the_stalled(listener: Any, *, after_s: float) -> None:
+    """Let the kernel reset connections whose other end takes nothing of what is sent; who connects here inherits it.
+
+    uvicorn waits for such a reader for ever, and so does closing the connection, which would send the rest first.
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(after_s * 1000))
 
 
 def _spare_the_collector() -> None:

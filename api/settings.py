@@ -46,6 +46,8 @@ class ApiSettings(BaseSettings):
     """How long a prediction is waited for before its task is named instead (202)."""
     ping_s: float = Field(default=15.0, gt=0.0)
     """How often a quiet event stream says `: ping`."""
+    stalled_s: float = Field(default=60.0, ge=0.1, le=86_400.0)
+    """How long a reader may take nothing of what is sent to it before its connection is cut (Linux)."""
     log_format: LogFormat = "console"
     """console or json."""
 

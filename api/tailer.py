@@ -1,8 +1,10 @@
 """The one reader behind every `?wait=`, event stream and log follower of this process.
 
 While anybody waits, it looks at the watched jobs every `POLL_S` (one query for all), reads each changed job's new events once and hands
-them to all of the job's readers. A reader that cannot keep up loses its buffer and goes on from the database, from its own position:
-memory is bounded by readers × BUFFERED, and a stream holds neither a database connection nor a thread of the pool that serves routes.
+them to all of the job's readers. A reader that cannot keep up loses its buffer and goes on from the database, from its own position.
+What is kept is bounded: of each watched job its last BUFFERED events, which its readers share; of each reader READ_BYTES read from the
+database for it alone, and what the server has written and the reader not yet taken (64 KiB and one event). A reader that takes nothing at
+all is cut off by the server (`stalled_s`). A stream holds neither a database connection nor a thread of the pool that serves routes.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import structlog
@@ -27,6 +30,7 @@ POLL_S = 0.075
 AWAY_S = 1.0  # between looks while the database is away
 BUFFERED = 256  # events a reader may be behind before it is sent to the database
 READ_AT_ONCE = 100
+READ_BYTES = 64 << 10  # of them kept for a reader until it takes them: events may be long, and readers many
 TASK = "task_"
 IDS_AT_ONCE = 500  # SQLite takes 32,766 parameters, PostgreSQL 65,535: far below both, and short queries let others in
 
@@ -244,4 +248,10 @@ async def _stored(tailer: Tailer, watcher: Watcher, position: int) -> list[Frame
     pulse, frames = await tailer.read(look)
     if watcher.pulse is None or pulse.revision > watcher.pulse.revision or pulse is GONE:
         watcher.pulse = pulse
-    return frames
+    return _first_of(frames, READ_BYTES)
+
+
+def _first_of(frames: list[Frame], size: int) -> list[Frame]:
+    """As many as come to `size` bytes, but one at least."""
+    sizes = accumulate(len(frame.data) for frame in frames)
+    return [frame for frame, so_far in zip(frames, sizes, strict=True) if so_far <= size] or frames[:1]
