@@ -74,6 +74,33 @@ class SpecModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+def either(*cases: dict[str, Any]) -> dict[str, Any]:
+    """A rule between fields, as JSON Schema says it: at least one of `cases` holds. What a validator below refuses by `Broken`, the schema
+    refuses so too, wherever numbers need not be compared with each other."""
+    return {"anyOf": list(cases)}
+
+
+def absent_or(**fields: dict[str, Any]) -> dict[str, Any]:
+    """A case of `either`: each field is left out, or fits its schema."""
+    return {"properties": fields}
+
+
+def present(**fields: dict[str, Any]) -> dict[str, Any]:
+    """A case of `either`: each field is there and fits its schema."""
+    return {"properties": fields, "required": list(fields)}
+
+
+def rules(*between_fields: dict[str, Any]) -> ConfigDict:
+    """`model_config` that adds these to a model's schema."""
+    return ConfigDict(json_schema_extra={"allOf": list(between_fields)})
+
+
+NULL: dict[str, Any] = {"type": "null"}
+NO: dict[str, Any] = {"const": False}
+ZERO: dict[str, Any] = {"maximum": 0}
+ABOVE_ZERO: dict[str, Any] = {"exclusiveMinimum": 0}
+
+
 @dataclass(frozen=True)
 class Broken:
     """A rule between fields that does not hold. field: `/`-separated, below the model. against: pointer of the other field it was held to."""
@@ -152,6 +179,8 @@ PolicySpec = TypeAliasType(
 class AugmentSpec(SpecModel):
     """Augmentation part by part; `standard` is crop `pad`, `imagenet` is crop `resized`, both with the data set's own flip."""
 
+    model_config = rules(either(absent_or(crop_scale=NULL), present(crop={"const": "resized"})))
+
     crop: Literal["none", "pad", "resized"] = "pad"
     """none; pad (padded by an eighth, cropped back at random); resized (a random share of the area, scaled to the image size)."""
     crop_scale: float | None = Field(default=None, gt=0.0, le=1.0)
@@ -223,6 +252,8 @@ class GlyphsData(_Data):
 
 
 class TorchvisionData(_HeldOut):
+    model_config = rules(either(absent_or(workers=ZERO), absent_or(dataset={"enum": list(FILE_DATASETS)})))
+
     dataset: Literal[TORCHVISION_DATASETS]  # type: ignore[valid-type]
     """A data set of torchvision's, below the data root."""
     download: bool = False
@@ -237,8 +268,12 @@ class TorchvisionData(_HeldOut):
         return self
 
 
+# Rust's regular expressions, which pydantic matches by, cannot say it in the pattern
+_GOES_DOWN: dict[str, Any] = {"not": {"pattern": r"(^|/)[.]{1,2}(/|$)"}}
+
+
 class _Folder(_Data):
-    path: str = Field(pattern=RELATIVE_PATH_PATTERN)
+    path: str = Field(pattern=RELATIVE_PATH_PATTERN, json_schema_extra=_GOES_DOWN)
     workers: int = Field(default=0, ge=0, le=64)
     """Processes that decode images; 0 decodes in the trainer. Data sets that are held in memory need none."""
 
@@ -252,14 +287,14 @@ class _Folder(_Data):
 class ClassFolderData(_Folder, _HeldOut):
     dataset: Literal["class_folder"]
     """Folders of images, one a class."""
-    path: str = Field(pattern=RELATIVE_PATH_PATTERN)
+    path: str = Field(pattern=RELATIVE_PATH_PATTERN, json_schema_extra=_GOES_DOWN)
     """Folder below the data root: one sub-folder a class, or train/ and val/ with one each."""
 
 
 class ImageNetData(_Folder):
     dataset: Literal["imagenet"]
     """ImageNet-1K as train/ and val/ with one folder a class."""
-    path: str = Field(default="imagenet", pattern=RELATIVE_PATH_PATTERN)
+    path: str = Field(default="imagenet", pattern=RELATIVE_PATH_PATTERN, json_schema_extra=_GOES_DOWN)
     """Folder below the data root."""
 
 
@@ -324,6 +359,12 @@ DataSpec = Annotated[
 
 
 class ModelSpec(SpecModel):
+    model_config = rules(
+        either(absent_or(norm=NULL), absent_or(name={"enum": list(NORMED_MODELS)})),
+        either(absent_or(pretrained=NO), absent_or(norm={"enum": [None, "batch"]}, init_from=NULL)),
+        either(absent_or(sync_batch_norm=NO), absent_or(norm={"enum": [None, "batch"]})),
+    )
+
     name: str = Field(default="resnet18", pattern=MODEL_PATTERN)
     """Name of the network, as GET /v1/models lists it; timm's begin with timm/."""
     norm: Literal["batch", "group", "none"] | None = None
@@ -389,6 +430,8 @@ class LossSpec(SpecModel):
 
 
 class SGDSpec(SpecModel):
+    model_config = rules(either(absent_or(momentum=ABOVE_ZERO), present(nesterov=NO)))
+
     name: Literal["sgd"] = "sgd"
     """Stochastic gradient descent with momentum."""
     lr: float = Field(default=0.1, gt=0.0, le=1000.0)
@@ -479,7 +522,12 @@ class _Warmup(SpecModel):
     """Rate from which the warm-up climbs."""
 
 
+_COOLS_DOWN_TO_SOMETHING = rules(either(absent_or(cooldown_epochs=ZERO), present(min_lr=ABOVE_ZERO)))
+
+
 class CosineSpec(_Warmup, _Cooldown):
+    model_config = _COOLS_DOWN_TO_SOMETHING
+
     name: Literal["cosine"] = "cosine"
     """From the peak to min_lr along half a cosine."""
     min_lr: float = Field(default=0.0, ge=0.0, le=1000.0)
@@ -487,6 +535,8 @@ class CosineSpec(_Warmup, _Cooldown):
 
 
 class LinearSpec(_Warmup, _Cooldown):
+    model_config = _COOLS_DOWN_TO_SOMETHING
+
     name: Literal["linear"]
     """From the peak to min_lr along a straight line."""
     min_lr: float = Field(default=0.0, ge=0.0, le=1000.0)
@@ -496,7 +546,9 @@ class LinearSpec(_Warmup, _Cooldown):
 class StepSpec(_Warmup, _Cooldown):
     name: Literal["step"]
     """Multiply the rate by gamma at each milestone."""
-    milestones: list[Annotated[int, Field(ge=1, le=10000)]] | None = Field(default=None, min_length=1, max_length=100)
+    milestones: list[Annotated[int, Field(ge=1, le=10000)]] | None = Field(
+        default=None, min_length=1, max_length=100, json_schema_extra={"uniqueItems": True}
+    )
     """Epochs at which the rate drops; null is 30, 60 and 90 % of the epochs."""
     gamma: float = Field(default=0.1, gt=0.0, lt=1.0)
     """Factor of each drop."""
@@ -577,8 +629,24 @@ class TelemetrySpec(SpecModel):
         return step % self.every_steps == 0
 
 
+TRAIN_RULES = (
+    either(
+        absent_or(schedule=absent_or(warmup_lr=ZERO)),
+        present(schedule=present(warmup_epochs=ABOVE_ZERO | {"type": "integer"})),
+        absent_or(schedule=absent_or(warmup_epochs=NULL), epochs={"minimum": 10}),
+    ),
+    either(
+        absent_or(early_stopping=NULL),
+        absent_or(early_stopping=absent_or(metric={"enum": ["val_top1", "val_loss"]})),
+        present(ema={"type": "object"}),
+    ),
+)
+
+
 class TrainSpec(SpecModel):
     """Everything that decides the bits of a trained network, and nothing else."""
+
+    model_config = rules(*TRAIN_RULES)
 
     data: DataSpec
     """What to train on."""
@@ -608,7 +676,7 @@ class TrainSpec(SpecModel):
     """When the loss is NaN or explodes: stop as `diverged`, or go back to the last checkpoint with half the learning rate, at most 3 times."""
     telemetry: TelemetrySpec | None = None
     """Logit, gradient and weight statistics as metrics and pictures; null is none."""
-    export: list[Literal["bundle", "onnx", "torch_export"]] = Field(default=[], max_length=3)
+    export: list[Literal["bundle", "onnx", "torch_export"]] = Field(default=[], max_length=3, json_schema_extra={"uniqueItems": True})
     """What to make of the best weights at the end, beside the checkpoint itself."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)  # torch's CPU generator looks at no more bits
     """Seed of initial weights, data order and augmentation."""

@@ -11,13 +11,43 @@ import reprlib
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from powergrad.jobs.errors import Violation, refusal
-from powergrad.spec import NAME_PATTERN, AlphaSchedule, Broken, ClassFolderData, SpecModel, TrainSpec, refuse
+from powergrad.spec import (
+    NAME_PATTERN,
+    NO,
+    TRAIN_RULES,
+    AlphaSchedule,
+    Broken,
+    ClassFolderData,
+    SpecModel,
+    TrainSpec,
+    absent_or,
+    either,
+    present,
+    refuse,
+)
 
 LabelName = Annotated[str, Field(pattern=NAME_PATTERN)]
 LabelText = Annotated[str, Field(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+BEYOND_THE_SCHEMA = (
+    ("/data/train_per_class", "out_of_range", "classes * (train_per_class + val_per_class) * image_size squared is at most 8 GiB"),
+    ("/schedule/warmup_epochs", "out_of_range", "below epochs"),
+    ("/schedule/cooldown_epochs", "out_of_range", "together with the warm-up below epochs"),
+    ("/schedule/milestones", "not_increasing", "each greater than the one before"),
+    ("/schedule/milestones", "would_be_ignored", "below epochs"),
+    ("/schedule/warmup_lr", "out_of_range", "at most optimizer.lr"),
+    ("/schedule/min_lr", "out_of_range", "at most optimizer.lr"),
+    ("/loss/alpha/epochs", "out_of_range", "at most epochs"),
+    ("/accumulate", "conflict", "a divisor of data.batch_size"),
+)
+"""Pointer, code and rule of what JSON Schema cannot say, because it compares no two values: a spec that fits the schema may still break
+these. The schema lists them as `x-further-rules`."""
+
+ONLY_THESE: dict[str, Any] = {"additionalProperties": False}
+"""Of a map whose keys have a pattern: pydantic's schema says what keys of the pattern hold, and lets any other pass."""
 
 # where a member of a union is named in pydantic's location, and not in the JSON
 _UNIONS = frozenset(
@@ -83,6 +113,16 @@ class WebhookSpec(SpecModel):
 class JobSpec(TrainSpec):
     """The body of POST /v1/jobs."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                *TRAIN_RULES,
+                either(absent_or(model=absent_or(sync_batch_norm=NO)), present(resources=present(gpus={"type": "integer", "minimum": 2}))),
+            ],
+            "x-further-rules": [{"pointer": pointer, "code": code, "rule": rule} for pointer, code, rule in BEYOND_THE_SCHEMA],
+        }
+    )
+
     name: str | None = Field(default=None, pattern=NAME_PATTERN)
     """A name to know the job by; it need not be unique. Null is made from the data set and the model."""
     resources: ResourcesSpec = ResourcesSpec()
@@ -91,7 +131,7 @@ class JobSpec(TrainSpec):
     """When to give up."""
     priority: int = Field(default=5, ge=0, le=9)
     """9 starts first, 0 last."""
-    labels: dict[LabelName, LabelText] = Field(default={}, max_length=32)
+    labels: dict[LabelName, LabelText] = Field(default={}, max_length=32, json_schema_extra=ONLY_THESE)
     """Free key/value pairs to find and group jobs by."""
     retention: RetentionSpec = RetentionSpec()
     """When the job and its files go."""

@@ -1,0 +1,1 @@
+"""The contract under fire: generated requests against a real server."""
