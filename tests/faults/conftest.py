@@ -1,16 +1,18 @@
 """A whole stack as a user starts it (`powergrad up`), to be hurt from outside: by signals, and through its own API.
 
-`site` is a module's own stack on SQLite; `new_site` makes one of a test's own, on either database, with settings of its choice.
+`site` is one stack on SQLite for all tests that leave it standing; `new_site` makes one of a test's own, on either database, with settings of its choice.
 """
 
 from __future__ import annotations
 
 import os
+import random
+import secrets
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -34,6 +36,7 @@ LEASE = {
     "POWERGRAD_SWEEP_S": "0.5",
 }
 READY_S = 120.0
+SEED = os.environ.get("POWERGRAD_SEED") or str(secrets.randbelow(1_000_000))
 
 _numbers = count(1)
 
@@ -210,14 +213,28 @@ def gone(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     made = Site(tmp_path_factory.mktemp("site") / "data", free_port("127.0.0.1"))
     made.start()
-    with closing(made.client):
-        yield made
-        if made.up is not None:
-            made.stop()
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def standing(request: pytest.FixtureRequest) -> None:
+    """A stack that a failed test has left stopped is started again for the next one."""
+    if "site" in request.fixturenames:
+        shared: Site = request.getfixturevalue("site")
+        if shared.up is None or shared.up.poll() is not None:
+            shared.start()
+
+
+@pytest.fixture
+def dice(request: pytest.FixtureRequest) -> random.Random:
+    """The random numbers of one test, the same again for the same POWERGRAD_SEED."""
+    print(f"POWERGRAD_SEED={SEED}")
+    return random.Random(f"{SEED} {request.node.nodeid}")
 
 
 @pytest.fixture
@@ -241,9 +258,13 @@ def new_site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
         yield start
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(site: Site) -> str:
     """sha256 of the weights of a run that nothing happened to."""
+    return undisturbed_sha256(site)
+
+
+def undisturbed_sha256(site: Site) -> str:
     job_id = site.submit()
     assert site.until_state(job_id, "succeeded", "failed").state == "succeeded"
     site.check_history(job_id)
