@@ -49,12 +49,11 @@ class Border:
         """The answer to a request that goes no further; one that does has its caller in the scope."""
         method, path, headers = scope["method"], scope["path"], Headers(scope=scope)
         try:
-            if access.is_guarded(path):
-                await self._keys.look()  # first: whether there are keys decides what else is asked
+            await self._look(path, headers)  # first: whether there are keys decides what else is asked
             refused = _refusal(method, path, headers, is_locked=self._keys.is_locked)
             if refused is not None:
                 return problem(*refused, instance=path)
-            if access.is_guarded(path):
+            if access.is_guarded(path) and not access.is_open(method, path):
                 scope[CALLER] = await self._keys.caller(method, path, headers)
         except Refused as error:
             return problem(error.kind, error.detail, instance=path, headers=error.headers)
@@ -65,6 +64,16 @@ class Border:
                 log.warning("database away", path=path, error=str(error).splitlines()[0])
                 return errors.unavailable(path)
         return None
+
+    async def _look(self, path: str, headers: Headers) -> None:
+        is_guarded = access.is_guarded(path)
+        if not is_guarded and _names_this_machine(headers.get("host", "")[:LONGEST_HOST]):
+            return
+        try:
+            await self._keys.look()
+        except Exception as error:
+            if is_guarded or not is_unavailable(error):
+                raise  # an open path, asked for by another name, goes by the last look: a probe is to hear that the process lives
 
     async def _measured(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()

@@ -50,6 +50,7 @@ NOT_FOUND = Kind(404, "not_found", "Not found", "Nothing is here.")
 UNKNOWN_REFERENCE = Kind(404, "unknown_reference", "Not there", "The spec names a model, data set, job or checkpoint that does not exist.")
 DATASET_NOT_FOUND = Kind(404, "dataset_not_found", "No such data set", "No uploaded or registered set has this name.")
 KEY_NOT_FOUND = Kind(404, "key_not_found", "No such key", "No key has this id.")
+DELIVERY_NOT_FOUND = Kind(404, "delivery_not_found", "No such delivery", "No webhook delivery has this id: they are kept for 30 days.")
 JOB_NOT_FOUND = Kind(404, "job_not_found", "No such job", "No job has this id.")
 CHECKPOINT_NOT_FOUND = Kind(404, "checkpoint_not_found", "No such checkpoint", "The job has no such checkpoint (yet).")
 ARTIFACT_NOT_FOUND = Kind(404, "artifact_not_found", "No such artifact", "The job has no such artifact (yet).")
@@ -73,6 +74,9 @@ INVALID_REQUEST = Kind(422, "invalid_request", "Invalid request", "A parameter b
 IDEMPOTENCY_MISMATCH = Kind(422, "idempotency_mismatch", "Key used before", "The Idempotency-Key came before with another body.")
 UNREADABLE_IMAGE = Kind(422, "unreadable_image", "Unreadable image", "The body is no image, or one beyond the limits.")
 QUOTA_EXCEEDED = Kind(429, "quota_exceeded", "Quota exceeded", "The owner has as much as is granted; `quota` says of what.")
+TOO_MANY_TRIES = Kind(
+    429, "too_many_tries", "Too many tries", "Too many wrong keys came from this address: come back after Retry-After seconds."
+)
 TASK_FAILED = Kind(500, "task_failed", "The task failed", "The child that did the work failed; `task` names it, `error` says how.")
 INTERNAL = Kind(500, "internal", "Internal error", "A defect of the server; its log has the traceback.")
 UNAVAILABLE = Kind(503, "unavailable", "Temporarily unavailable", "The database is away: come back after Retry-After seconds.")
@@ -87,6 +91,7 @@ KINDS: dict[type[domain.JobError], Kind] = {
     domain.DatasetNotFound: DATASET_NOT_FOUND,
     domain.DatasetInUse: DATASET_IN_USE,
     domain.KeyNotFound: KEY_NOT_FOUND,
+    domain.DeliveryNotFound: DELIVERY_NOT_FOUND,
     domain.QuotaExceeded: QUOTA_EXCEEDED,
     domain.JobNotFound: JOB_NOT_FOUND,
     domain.CheckpointNotFound: CHECKPOINT_NOT_FOUND,

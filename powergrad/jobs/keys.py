@@ -1,7 +1,8 @@
-"""API keys: `pg_<id>_<secret>`. What is stored of one is the SHA-256 of its secret, so that a stolen database opens nothing.
+"""API keys `pg_<id>_<secret>`, and the sessions of browsers that showed one. What is stored of either is a SHA-256, so that a stolen database
+opens nothing.
 
 Once a key has been made, the server asks every caller for one; a revoked key stays in the list, so that revoking the last one locks the
-server instead of opening it.
+server instead of opening it. A session is as good as its key, and ends with it.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Row, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, delete, insert, or_, select, update
 
 from powergrad.jobs.errors import KeyNotFound
 from powergrad.jobs.lifecycle import LOCAL_OWNER
 from powergrad.jobs.store import Tx, rfc3339
-from powergrad.jobs.tables import api_keys
+from powergrad.jobs.tables import api_keys, sessions
 from powergrad.spec import NAME_PATTERN
 
 ID_BYTES, SECRET_BYTES = 6, 32
 KEY = re.compile(r"pg_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+SESSION_PREFIX = "pgs_"  # by which a log that was about to show one knows it
+SESSION_S = 12 * 3600.0
+MOST_SESSIONS = 64  # of one key: a browser that never signs out leaves one behind at each sign-in
+LONGEST_TTL_S = 100 * 365 * 86_400.0
 
 
 class Scope(StrEnum):
@@ -41,11 +46,15 @@ IMPLIED: dict[Scope, frozenset[Scope]] = {
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks, and what they may. key_id: None where the server knows no keys and everybody on this machine is the local owner."""
+    """Who asks, and what they may. key_id: None where the server knows no keys and everybody on this machine is the local owner.
+
+    expires_at_ms: when the key, or the session that stands for it, ends; None is never.
+    """
 
     owner: str
     scopes: frozenset[Scope]
     key_id: str | None = None
+    expires_at_ms: int | None = None
 
 
 LOCAL = Caller(LOCAL_OWNER, frozenset(Scope))
@@ -57,15 +66,15 @@ class StoredKey:
 
     caller: Caller
     secret_sha256: str
-    expires_at_ms: int | None
     is_revoked: bool
 
     def refusal(self, now_ms: int) -> str | None:
         """Why the key opens nothing any more; None while it does."""
         if self.is_revoked:
             return "the key was revoked"
-        if self.expires_at_ms is not None and self.expires_at_ms <= now_ms:
-            return f"the key expired at {rfc3339(self.expires_at_ms)}"
+        expires_at_ms = self.caller.expires_at_ms
+        if expires_at_ms is not None and expires_at_ms <= now_ms:
+            return f"the key expired at {rfc3339(expires_at_ms)}"
         return None
 
 
@@ -78,8 +87,8 @@ def create(
             raise ValueError(f"{field}={value!r}: must match {NAME_PATTERN}")
     if not scopes:
         raise ValueError("scopes: at least one of read, submit, admin")
-    if ttl_s is not None and ttl_s <= 0:
-        raise ValueError(f"ttl_s={ttl_s:g}: must be greater than 0")
+    if ttl_s is not None and not 0 < ttl_s <= LONGEST_TTL_S:
+        raise ValueError(f"ttl_s={ttl_s:g}: must be greater than 0 and at most {LONGEST_TTL_S:.0f}, a hundred years")
     key_id, secret = secrets.token_hex(ID_BYTES), secrets.token_urlsafe(SECRET_BYTES)
     row = {
         "id": key_id,
@@ -94,6 +103,15 @@ def create(
     return f"pg_{key_id}_{secret}"
 
 
+def get(tx: Tx, key_id: str) -> dict[str, Any]:
+    """A key as JSON, without its secret. key_id: the id, or the whole key. Raises KeyNotFound."""
+    wanted = id_of(key_id) or key_id
+    row = tx.one(select(api_keys).where(api_keys.c.id == wanted))
+    if row is None:
+        raise KeyNotFound(wanted[:16])
+    return _shown(row, tx.now_ms)
+
+
 def listed(tx: Tx) -> list[dict[str, Any]]:
     """All keys as JSON, newest first, without their secrets."""
     return [_shown(row, tx.now_ms) for row in tx.all(select(api_keys).order_by(api_keys.c.created_at.desc(), api_keys.c.id))]
@@ -101,13 +119,10 @@ def listed(tx: Tx) -> list[dict[str, Any]]:
 
 def revoke(tx: Tx, key_id: str) -> dict[str, Any]:
     """The key opens nothing from now on; twice is no error. key_id: the id, or the whole key. Raises KeyNotFound."""
-    whole = KEY.fullmatch(key_id)
-    wanted = whole[1] if whole else key_id
+    wanted = id_of(key_id) or key_id
     tx.run(update(api_keys).where(api_keys.c.id == wanted, api_keys.c.revoked_at.is_(None)).values(revoked_at=tx.now_ms))
-    row = tx.one(select(api_keys).where(api_keys.c.id == wanted))
-    if row is None:
-        raise KeyNotFound(wanted[:16])
-    return _shown(row, tx.now_ms)
+    tx.run(delete(sessions).where(sessions.c.key_id == wanted))
+    return get(tx, wanted)
 
 
 def are_configured(tx: Tx) -> bool:
@@ -122,8 +137,17 @@ def stored(tx: Tx) -> dict[str, StoredKey]:
 
 def have_working(tx: Tx) -> bool:
     """Whether a key exists that is neither revoked nor expired."""
-    alive = (api_keys.c.revoked_at.is_(None), or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > tx.now_ms))
-    return tx.one(select(api_keys.c.id).where(*alive).limit(1)) is not None
+    return tx.one(select(api_keys.c.id).where(*_working(tx)).limit(1)) is not None
+
+
+def _working(tx: Tx) -> tuple[ColumnElement[bool], ...]:
+    return api_keys.c.revoked_at.is_(None), or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > tx.now_ms)
+
+
+def id_of(key: str) -> str | None:
+    """The id in a whole key; None for what is no key."""
+    parts = KEY.fullmatch(key)
+    return parts[1] if parts else None
 
 
 def opened_by(known: dict[str, StoredKey], key: str, *, now_ms: int) -> Caller | str:
@@ -142,9 +166,56 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
 
 
+# --- sessions
+
+
+@dataclass(frozen=True)
+class Session:
+    """Which key a browser has shown, and until when it need not show it again."""
+
+    key_id: str
+    expires_at_ms: int
+
+
+def sign_in(tx: Tx, key_id: str) -> tuple[str, Session]:
+    """A new session of a key, and its token, which nothing can show again. Raises KeyNotFound when the key has just ended."""
+    key = tx.one(select(api_keys.c.expires_at).where(api_keys.c.id == key_id, *_working(tx)))
+    if key is None:
+        raise KeyNotFound(key_id)
+    sweep(tx)
+    ends = tx.now_ms + round(SESSION_S * 1000)
+    session = Session(key_id, ends if key.expires_at is None else min(ends, key.expires_at))
+    token = SESSION_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+    tx.run(insert(sessions).values(token_sha256=digest(token), key_id=key_id, created_at=tx.now_ms, expires_at=session.expires_at_ms))
+    mine = select(sessions.c.token_sha256).where(sessions.c.key_id == key_id).order_by(sessions.c.created_at.desc())
+    tx.run(delete(sessions).where(sessions.c.token_sha256.in_(mine.offset(MOST_SESSIONS).limit(MOST_SESSIONS))))
+    return token, session
+
+
+def session_of(tx: Tx, token: str) -> Session | None:
+    """The session that a token stands for, expired or not; None where there is none (any more)."""
+    row = tx.one(select(sessions.c.key_id, sessions.c.expires_at).where(sessions.c.token_sha256 == digest(token)))
+    return None if row is None else Session(row.key_id, row.expires_at)
+
+
+def sign_out(tx: Tx, token: str) -> None:
+    """The session is over; twice is no error."""
+    tx.run(delete(sessions).where(sessions.c.token_sha256 == digest(token)))
+
+
+def needs_sweep(tx: Tx) -> bool:
+    """Whether a session has expired."""
+    return tx.one(select(sessions.c.key_id).where(sessions.c.expires_at <= tx.now_ms).limit(1)) is not None
+
+
+def sweep(tx: Tx) -> None:
+    """Forget expired sessions. They opened nothing before."""
+    tx.run(delete(sessions).where(sessions.c.expires_at <= tx.now_ms))
+
+
 def _stored(row: Row[Any]) -> StoredKey:
-    caller = Caller(row.owner, frozenset(Scope(scope) for scope in row.scopes), row.id)
-    return StoredKey(caller, row.secret_sha256, row.expires_at, row.revoked_at is not None)
+    caller = Caller(row.owner, frozenset(Scope(scope) for scope in row.scopes), row.id, row.expires_at)
+    return StoredKey(caller, row.secret_sha256, row.revoked_at is not None)
 
 
 def _shown(row: Row[Any], now_ms: int) -> dict[str, Any]:
