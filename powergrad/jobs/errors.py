@@ -11,6 +11,7 @@ JobError
 ├── DatasetNotFound
 ├── DatasetInUse           a job that has not ended pins it
 ├── KeyNotFound
+├── DeliveryNotFound
 ├── QuotaExceeded
 ├── IllegalMove            the state machine has no such move
 ├── VersionMismatch        If-Match named another version
@@ -116,6 +117,13 @@ class KeyNotFound(JobError):
 
     def __init__(self, key_id: str) -> None:
         super().__init__(f"no key {key_id!r}: `powergrad keys list` shows them")
+
+
+class DeliveryNotFound(JobError):
+    """No webhook delivery has this id (or it belongs to another owner, or its 30 days are over)."""
+
+    def __init__(self, delivery_id: str) -> None:
+        super().__init__(f"no delivery {delivery_id[:64]!r}: deliveries are forgotten 30 days after they were made")
 
 
 class QuotaExceeded(JobError):
