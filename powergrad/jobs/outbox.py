@@ -116,13 +116,13 @@ class Result:
 def due(tx: Tx, *, limit: int, except_owners: Collection[str] = ()) -> list[Due]:
     """One delivery of each owner and URL that has one due, the longest due first: a receiver with a backlog hides no other."""
     statement = (
-        select(func.min(deliveries.c.id), deliveries.c.owner, deliveries.c.url)
+        select(func.min(deliveries.c.id).label("oldest"), deliveries.c.owner, deliveries.c.url)
         .where(_IS_PENDING, deliveries.c.due_at <= tx.now_ms, deliveries.c.owner.not_in(except_owners))
         .group_by(deliveries.c.owner, deliveries.c.url)
         .order_by(func.min(deliveries.c.due_at))
         .limit(limit)
     )
-    return [Due(oldest, owner, url) for oldest, owner, url in tx.all(statement)]
+    return [Due(row.oldest, row.owner, row.url) for row in tx.all(statement)]
 
 
 def claim(tx: Tx, delivery_id: str) -> Delivery | None:
