@@ -24,7 +24,9 @@ from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, or_, sele
 from ulid import ULID
 
 from powergrad import protocol
-from powergrad.jobs import accounts, datasets, fleet, metrics, outbox, quotas
+from powergrad.jobs import accounts, datasets, debts, fleet, metrics, outbox, quotas
+from powergrad.jobs.debts import freed as freed
+from powergrad.jobs.debts import owe as owe
 from powergrad.jobs.errors import (
     CheckpointNotFound,
     Fenced,
@@ -415,16 +417,6 @@ def remove(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> str:
     tx.run(delete(jobs).where(jobs.c.id == job_id))
     owe(tx, job_dir(job_id))
     return job_dir(job_id)
-
-
-def owe(tx: Tx, path: str) -> None:
-    """Have a file or directory below the artifact root freed after the commit, by the sweeper at the latest."""
-    tx.run(tx.insert(deletions).values(path=path, created_at=tx.now_ms).on_conflict_do_nothing())
-
-
-def freed(tx: Tx, path: str) -> None:
-    """What was to be freed is gone: forget the debt."""
-    tx.run(delete(deletions).where(deletions.c.path == path))
 
 
 def job_dir(job_id: str) -> str:
@@ -988,8 +980,8 @@ def sweep(tx: Tx) -> Swept:
             moved.append((row.id, _end_attempt(tx, row, End(Outcome.LOST, _worker_lost(row)))))
     tx.run(delete(idempotency_keys).where(_expired(tx)))
     runnable = len(tx.all(select(jobs.c.id).where(_runnable(tx)).limit(CLAIM_CANDIDATES)))
-    debts = [row.path for row in tx.all(select(deletions.c.path).limit(100))]
-    return Swept(moved, runnable, debts)
+    owed = [row.path for row in tx.all(select(deletions.c.path).where(debts.due(tx)).limit(100))]
+    return Swept(moved, runnable, owed)
 
 
 def expire_worker(tx: Tx, worker: str) -> list[str]:
@@ -1003,7 +995,7 @@ def needs_sweep(tx: Tx) -> bool:
     looks = (
         select(jobs.c.id).where(_overdue(tx)),
         select(idempotency_keys.c.key).where(_expired(tx)),
-        select(deletions.c.path),
+        select(deletions.c.path).where(debts.due(tx)),
     )
     return any(tx.one(look.limit(1)) is not None for look in looks)
 
