@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,12 +11,32 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api import errors
+from api import access, errors
 from api.documents import ProblemDocument
 from api.errors import Kind
 
 Responses = dict[int | str, dict[str, Any]]
 REFERENCE = "#/components/schemas/{model}"
+SECURITY = {
+    "key": {"type": "http", "scheme": "bearer", "bearerFormat": "pg_<id>_<secret>", "description": "An API key."},
+    "session": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": access.COOKIE,
+        "description": "The dashboard's, for a while after a key was shown.",
+    },
+}
+METHODS = frozenset({"get", "head", "post", "put", "patch", "delete"})
+# operation, status: where its answer has the value of a path parameter of others
+GIVES = {
+    ("createJob", "202"): {"job_id": "$response.body#/id"},
+    ("cloneJob", "202"): {"job_id": "$response.body#/id"},
+    ("listJobs", "200"): {"job_id": "$response.body#/data/0/id"},
+    ("listCheckpoints", "200"): {"job_id": "$request.path.job_id", "checkpoint_id": "$response.body#/data/0/id"},
+    ("listArtifacts", "200"): {"job_id": "$request.path.job_id", "name": "$response.body#/data/0/name"},
+    ("listPresets", "200"): {"name": "$response.body#/data/0/name"},
+    ("predict", "202"): {"task_id": "$response.body#/id"},
+}
 EVERYWHERE = (errors.FORBIDDEN_HOST, errors.INVALID_REQUEST, errors.INTERNAL)
 GUARDED = (errors.UNAUTHENTICATED, errors.FORBIDDEN_SCOPE, errors.UNAVAILABLE)  # the keys are in the database
 STORED = (errors.UNAVAILABLE,)  # of every route that asks the database
@@ -63,6 +84,16 @@ def json_request(model: type[BaseModel], *, is_required: bool = True, examples: 
     return {"requestBody": {"required": is_required, "content": {"application/json": media}}}
 
 
+def only_what_is_given(schema: dict[str, Any]) -> None:
+    """`json_schema_extra` of a body of changes: a field left out stays, so that none has a default and null stands for nothing."""
+    for field in schema["properties"].values():
+        field.pop("default", None)
+        kinds = [kind for kind in field.get("anyOf", []) if kind != {"type": "null"}]
+        if len(kinds) == 1:
+            del field["anyOf"]
+            field.update(kinds[0])
+
+
 def binary_request(media_types: Iterable[str]) -> dict[str, Any]:
     """`openapi_extra` of a route whose body is a file."""
     return {"requestBody": {"required": True, "content": {one: {"schema": {"type": "string", "format": "binary"}} for one in media_types}}}
@@ -91,4 +122,48 @@ def _document(app: FastAPI, bodies: list[type[BaseModel]]) -> dict[str, Any]:
     schemas[errors.SCHEMA_NAME] = schemas.pop(ProblemDocument.__name__)
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which nothing here sends
         schemas.pop(name, None)
+    found["components"]["securitySchemes"] = SECURITY
+    for method, path, operation in operations(found):
+        operation["security"] = _security(method.upper(), path)
+    _link(found)
     return found
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Method (lower case), path and operation of all there are in an OpenAPI document."""
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            if method in METHODS:
+                yield method, path, operation
+
+
+def _security(method: str, path: str) -> list[dict[str, list[str]]]:
+    """What opens an operation: nothing is needed, or any one of these with the scope."""
+    if not access.is_guarded(path) or (method, path) in access.OPEN:
+        return []
+    return [{name: [access.scope_of(method, path)]} for name in SECURITY]
+
+
+def _link(document: dict[str, Any]) -> None:
+    """Say which answers give what which operations ask for."""
+    known = {operation["operationId"]: (path, operation) for _, path, operation in operations(document)}
+    for (giver, status), values in GIVES.items():
+        if giver in known:
+            path, operation = known[giver]
+            takers = {name: path_names(there) for name, (there, _) in known.items() if there != path}
+            fresh = {one for one, where in values.items() if where.startswith("$response")}
+            operation["responses"][status]["links"] = {
+                name: {"operationId": name, "parameters": {one: values[one] for one in sorted(names)}}
+                for name, names in takers.items()
+                if names & fresh and names <= values.keys() and _same_noun(path, known[name][0])
+            }
+
+
+def path_names(path: str) -> frozenset[str]:
+    """The parameters in a path's template."""
+    return frozenset(re.findall(r"{(\w+)}", path))
+
+
+def _same_noun(giver: str, taker: str) -> bool:
+    """Whether a name in one path means the same in the other: `name` is an artifact's, a preset's or a data set's."""
+    return "{name}" not in taker or taker.startswith(giver)

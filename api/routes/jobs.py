@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import structlog
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import JSONResponse
-from pydantic import AwareDatetime, Field, field_validator
+from pydantic import AwareDatetime, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -22,13 +22,13 @@ from api.bodies import ABSENT, JsonBody, checked, read_json, required
 from api.documents import JobDocument, JobListDocument
 from api.errors import Refused, parameter_error
 from api.etags import matches
-from api.openapi import BODY, CHANGES, NEW_JOB, STORED, json_request, problems
+from api.openapi import BODY, CHANGES, NEW_JOB, STORED, json_request, only_what_is_given, problems
 from api.parts import JOB_ID, JobId, Parts, WithParts
 from api.strict import DirectRoute, StrictRoute
 from powergrad.jobs import lifecycle, queries
 from powergrad.jobs.errors import InvalidSpec, JobNotFound, Violation, refusal
 from powergrad.jobs.lifecycle import Amendment, RaisedLimits, Submission
-from powergrad.jobs.spec import JobSpec, LabelName, LabelText, LimitsSpec, parse
+from powergrad.jobs.spec import ONLY_THESE, JobSpec, LabelName, LabelText, LimitsSpec, parse
 from powergrad.jobs.states import TERMINAL, JobState
 from powergrad.jobs.store import Tx
 from powergrad.spec import NAME_PATTERN, NamedData, SpecModel
@@ -77,8 +77,12 @@ class CloneBody(SpecModel):
     """Start from the weights of this checkpoint of the job: best, latest or an id. Null starts as the job itself did."""
 
 
+class LimitsBody(LimitsSpec):
+    model_config = ConfigDict(json_schema_extra=only_what_is_given)
+
+
 class RetryBody(SpecModel):
-    limits: LimitsSpec | None = None
+    limits: LimitsBody | None = None
     """New limits; what is left out stays."""
 
 
@@ -92,8 +96,10 @@ class RetentionBody(SpecModel):
 class AmendBody(SpecModel):
     """What is left out stays as it is."""
 
+    model_config = ConfigDict(json_schema_extra=only_what_is_given)
+
     name: str | None = Field(default=None, pattern=NAME_PATTERN)
-    labels: dict[LabelName, LabelText] | None = Field(default=None, max_length=32)
+    labels: Annotated[dict[LabelName, LabelText], Field(max_length=32, json_schema_extra=ONLY_THESE)] | None = None
     """All labels: those that are not named go."""
     notes: str | None = Field(default=None, max_length=10_000, pattern=r"^[^\x00]*$")
     priority: int | None = Field(default=None, ge=0, le=9)
