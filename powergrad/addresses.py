@@ -119,6 +119,11 @@ class Target:
     must_be_listed: bool
     """Being public is not enough: plain http, or another port."""
 
+    @property
+    def authority(self) -> str:
+        """As the Host header names it."""
+        return _bracketed(self.host) + ("" if self.port == PORTS[self.scheme] else f":{self.port}")
+
     def __str__(self) -> str:
         return f"{self.scheme}://{_bracketed(self.host)}:{self.port}"
 
