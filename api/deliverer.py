@@ -232,12 +232,12 @@ async def _posted(delivery: Delivery, *, allow: AllowList, resolve: Resolve, tls
     async with asyncio.timeout(STEP_S):
         addresses = checked(found, await _resolved(found.host, found.port, resolve), allow=allow)
     url = httpcore2.URL(scheme=found.scheme.encode(), host=found.host.encode(), port=found.port, target=found.path.encode())
-    headers: dict[bytes | str, bytes | str] = {
-        "Host": found.authority,
-        "Content-Type": "application/json",
-        "User-Agent": f"powergrad/{__version__}",
-        **outbox.signed_headers(delivery, now_ms=time.time_ns() // 1_000_000),
-    }
+    headers: list[tuple[bytes | str, bytes | str]] = [
+        ("Host", found.authority),
+        ("Content-Type", "application/json"),
+        ("User-Agent", f"powergrad/{__version__}"),
+        *outbox.signed_headers(delivery, now_ms=time.time_ns() // 1_000_000).items(),
+    ]
     steps = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), STEP_S)}
     async with (
         httpcore2.AsyncConnectionPool(ssl_context=tls, max_connections=1, network_backend=FixedAddresses(addresses)) as pool,
