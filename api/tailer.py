@@ -208,18 +208,19 @@ def frame_of(event: dict[str, Any]) -> Frame:
     return Frame(event["seq"], format_sse_event(data_str=data, event=event["type"], id=str(event["seq"])))
 
 
-async def follow(tailer: Tailer, watcher: Watcher, *, after: int, quiet_s: float) -> AsyncIterator[Frame | None]:
+async def follow(tailer: Tailer, watcher: Watcher, *, after: int, quiet_s: float) -> AsyncIterator[list[Frame] | None]:
     """A job's events above `after`, without gap or repeat, to the end of the job; None after every `quiet_s` of silence.
 
-    Ends early, without having reached the end, when the server stops.
+    They come as many at a time as there are, up to READ_BYTES: to send one costs what it costs to send ten. Ends early, without having
+    reached the end, when the server stops.
     """
     now = asyncio.get_running_loop().time
     position, spoke_at, backlog = after, now(), list[Frame]()
     while not tailer.is_stopping:
-        for frame in backlog:
-            if frame.seq == position + 1:
-                position, spoke_at = frame.seq, now()
-                yield frame
+        ready = list(_in_order(backlog, position))
+        while part := _first_of(ready, READ_BYTES):
+            position, spoke_at, ready = part[-1].seq, now(), ready[len(part) :]
+            yield part
         backlog = []
         if watcher.pulse is None or position < watcher.pulse.seq:
             backlog = _taken(watcher)
@@ -230,6 +231,14 @@ async def follow(tailer: Tailer, watcher: Watcher, *, after: int, quiet_s: float
         elif not await watcher.changed(max(0.0, spoke_at + quiet_s - now())):
             spoke_at = now()
             yield None
+
+
+def _in_order(frames: list[Frame], position: int) -> Iterator[Frame]:
+    """Those that follow `position` without a gap: a look that found more than BUFFERED new events has passed some on, not all."""
+    for frame in frames:
+        if frame.seq == position + 1:
+            position = frame.seq
+            yield frame
 
 
 def _taken(watcher: Watcher) -> list[Frame]:

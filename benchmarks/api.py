@@ -29,8 +29,8 @@ from urllib.request import urlopen
 import psutil
 from sqlalchemy import update
 
-from benchmarks import load, report
-from benchmarks.load import Load, Plan
+from benchmarks import generator, report
+from benchmarks.generator import Load, Plan
 from benchmarks.report import Neighbours, Origin, Spread, spread
 from powergrad import protocol
 from powergrad.jobs import lifecycle, queries
@@ -126,9 +126,9 @@ def measure(rounds: int, seconds: float, stored: int) -> Result:
         idle_cpu = _idle_cpu(found.api_process)
         few = _costs(found, FEW)
         submits = _submissions(found, rounds, seconds)
-        polls = load.run(_poll(found, seconds))
+        polls = generator.run(_poll(found, seconds))
         many = _costs(found, stored)
-        listed = load.run(Plan(found.api, "GET", "/v1/jobs?limit=100", 1, seconds))
+        listed = generator.run(Plan(found.api, "GET", "/v1/jobs?limit=100", 1, seconds))
         streams = _streams(found, seconds)
         rss_end_mib = _rss_mib(found.api_process)
         others = neighbours.share()
@@ -160,18 +160,18 @@ def _submissions(found: Servers, rounds: int, seconds: float) -> Submits:
         "async": Plan(found.inline, "POST", "/async", CONNECTIONS, seconds, body=BODY),
     }
     for plan in plans.values():
-        load.run(replace(plan, seconds=0.3))  # warm caches and connections on both sides
+        generator.run(replace(plan, seconds=0.3))  # warm caches and connections on both sides
     loads: dict[str, list[Load]] = {name: [] for name in plans}
     cpu_ms: dict[str, list[float]] = {name: [] for name in plans}
     for _ in range(rounds):
         for name, plan in plans.items():
             process = found.api_process if name == "api" else found.inline_process
             before = sum(process.cpu_times()[:2])
-            loads[name].append(load.run(plan))
+            loads[name].append(generator.run(plan))
             _only(loads[name][-1], "202")
             cpu_ms[name].append((sum(process.cpu_times()[:2]) - before) * 1000 / loads[name][-1].ms["n"])
     rate = {name: statistics.median(one.per_s for one in many) for name, many in loads.items()}
-    keyed = load.run(found.submit(seconds, **{"Idempotency-Key": "the-same"}))
+    keyed = generator.run(found.submit(seconds, **{"Idempotency-Key": "the-same"}))
     return {
         "submit_per_s": rate["api"],
         "inline_per_s": rate["def"],
@@ -207,9 +207,9 @@ def _costs(found: Servers, stored: int) -> dict[str, float]:
     job_id, _ = _job_that_rests(found)
     look = Plan(found.api, "GET", f"/v1/jobs/{job_id}", requests=200)
     return {
-        "submit": load.run(replace(look, method="POST", path="/v1/jobs", body=BODY)).ms["median"],
-        "get": load.run(look).ms["median"],
-        "list": load.run(replace(look, path="/v1/jobs?limit=100", requests=50)).ms["median"],
+        "submit": generator.run(replace(look, method="POST", path="/v1/jobs", body=BODY)).ms["median"],
+        "get": generator.run(look).ms["median"],
+        "list": generator.run(replace(look, path="/v1/jobs?limit=100", requests=50)).ms["median"],
         "claim": statistics.median(_claim_ms(found.store) for _ in range(50)),
     }
 
@@ -252,10 +252,10 @@ def _streams(found: Servers, seconds: float) -> Streams:
     with found.store.write() as tx:
         claim = lifecycle.claim(tx, Offer(worker="bench", device="cpu", gpus=0, cpu_threads=1, lease_ttl_s=3600))
     assert claim is not None, "nothing to claim"
-    alone = load.run(look)
+    alone = generator.run(look)
     with _reading(found.api, claim.run.job_id) as readers:
         lags = [_lag_s(found.store, claim.run, readers) for _ in range(10)]
-        beside = load.run(look)
+        beside = generator.run(look)
     return {"alone_ms": alone.ms, "beside_streams_ms": beside.ms, "lag_s": spread(lags)}
 
 

@@ -19,6 +19,7 @@ from api.documents import EventListDocument
 from api.errors import parameter_error
 from api.openapi import STORED, problems
 from api.parts import JobId, Parts, WithParts
+from api.strict import StrictRoute
 from api.tailer import follow
 from powergrad.jobs import queries
 from powergrad.jobs.store import is_unavailable
@@ -27,7 +28,7 @@ LARGEST_SEQ = 2**63 - 1
 EVENT_STREAM = "text/event-stream"
 
 log = structlog.get_logger(__name__)
-router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["events"])
+router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["events"], route_class=StrictRoute)
 
 STREAM_EXAMPLE = (
     "id: 3\nevent: state\n"
@@ -91,8 +92,8 @@ async def _stream(parts: Parts, job_id: str, after: int) -> AsyncIterator[bytes]
     assert tailer is not None, "the application has started"
     try:
         with tailer.watch(job_id, events=True) as watcher, parts.measures.streams.track_inprogress():
-            async for frame in follow(tailer, watcher, after=after, quiet_s=parts.settings.ping_s):
-                yield KEEPALIVE_COMMENT if frame is None else frame.data
+            async for frames in follow(tailer, watcher, after=after, quiet_s=parts.settings.ping_s):
+                yield KEEPALIVE_COMMENT if frames is None else b"".join(frame.data for frame in frames)
             if not tailer.is_stopping and watcher.pulse is not None:
                 yield format_sse_event(data_str=json.dumps({"state": watcher.pulse.state or "deleted"}), event="end")
     except Exception as error:  # the head is out: all that can be said is the end of the connection, and the reader comes again

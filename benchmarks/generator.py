@@ -1,6 +1,6 @@
 """A load generator for a server on loopback, in a process of its own: raw sockets, so that it takes little of the machine.
 
-    python -m benchmarks.load PLAN
+    python -m benchmarks.generator PLAN
 
 PLAN: a `Plan` as JSON.  Prints a `Load` as JSON.  Every connection sends its next request when it has the answer to the last.
 """
@@ -55,7 +55,7 @@ class Load:
 
 def run(plan: Plan) -> Load:
     """Carry the plan out in a child process."""
-    command = [sys.executable, "-m", "benchmarks.load", json.dumps(asdict(plan))]
+    command = [sys.executable, "-m", "benchmarks.generator", json.dumps(asdict(plan))]
     done = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=True)
     return Load(**json.loads(done.stdout))
 

@@ -1,0 +1,226 @@
+"""Two hundred readers of one job: slow, cut off, coming again, their server killed. No gap, no repeat, and the server stays small."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks.wire import CUT, Refused, connected
+from powergrad import protocol
+from powergrad.cli.stack import ask, free_port
+from powergrad.jobs.lifecycle import Run
+from powergrad.jobs.store import Store
+from tests.jobs import builders
+from tests.worker.conftest import until
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).parents[2]
+READERS, SLOW = 200, 20
+EVENTS, PER_S = 300, 50
+SLOW_BUFFER = 4096
+STALLED_S = 2.0
+STARTS_WITHIN_S = 60.0
+DEADLINE_S = 120.0
+# A connection of uvicorn with its request, its tasks and its stream took 0.09 MiB when this was measured; a reader that does not read may
+# keep 64 KiB that were written and 64 KiB that were read for it, twice while they are joined. 200 × 0.3 MiB = 60 MiB
+MOST_GROWTH_MIB = 60.0
+
+
+@dataclass
+class Server:
+    """A real API process over a SQLite store that can be killed and started again on its port."""
+
+    folder: Path
+    store: Store
+    port: int = field(default_factory=lambda: free_port("127.0.0.1"))
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "POWERGRAD_DATA_DIR": str(self.folder),
+            "POWERGRAD_DATABASE_URL": self.store.url.render_as_string(),
+            "POWERGRAD_PORT": str(self.port),
+            "POWERGRAD_STALLED_S": str(STALLED_S),
+            "REDIS_URL": "redis://127.0.0.1:1/0",  # nothing listens on port 1
+        }
+        log = (self.folder / "api.log").open("ab")
+        self.process = subprocess.Popen([sys.executable, "-P", "-m", "api"], env=environment, cwd=self.folder, stdout=log, stderr=log)
+        until(lambda: ask("127.0.0.1", self.port, "/healthz")[0] == 200, within_s=STARTS_WITHIN_S)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "api.log").read_text()
+
+    def rss_mib(self) -> float:
+        assert self.process is not None
+        return float(psutil.Process(self.process.pid).memory_info().rss) / 2**20
+
+    def connections(self) -> int:
+        assert self.process is not None
+        return sum(one.status == psutil.CONN_ESTABLISHED for one in psutil.Process(self.process.pid).net_connections("tcp"))
+
+    def streams(self) -> int:
+        """Open streams, as the server counts them."""
+        lines = ask("127.0.0.1", self.port, "/metrics")[1].splitlines()
+        return int(float(next(line.split()[1] for line in lines if line.startswith("powergrad_streams "))))
+
+
+@pytest.fixture
+def server(sqlite_store: Store, tmp_path: Path) -> Iterator[Server]:
+    made = Server(tmp_path, sqlite_store)
+    made.start()
+    yield made
+    made.kill()
+
+
+@dataclass
+class Reader:
+    """One who wants every event of a job, over as many connections as that takes."""
+
+    job_id: str
+    dice: random.Random
+    is_slow: bool
+    seen: list[int] = field(default_factory=list)
+    left: int = 0
+    cut: int = 0
+    state: bytes = b""
+    """The data of the frame that ended it."""
+
+    async def read(self, port: int) -> None:
+        while not self.state:
+            try:
+                await self._read_once(port, stay=self.dice.randint(20, 150))
+            except (*CUT, Refused):
+                self.cut += 1
+                await asyncio.sleep(self.dice.uniform(0.05, 0.2))
+
+    async def _read_once(self, port: int, *, stay: int) -> None:
+        """Read `stay` events and leave."""
+        async with connected(port, buffer_bytes=SLOW_BUFFER if self.is_slow else None) as line:
+            async for frame in line.frames(self.job_id, after=self.seen[-1] if self.seen else 0):
+                if frame.id is None:
+                    self.state = frame.data
+                    return
+                self.seen.append(frame.id)
+                stay -= 1
+                if stay == 0:
+                    self.left += 1
+                    return
+                if self.is_slow and self.dice.random() < 0.1:
+                    await asyncio.sleep(self.dice.uniform(0.1, 0.5))
+
+
+def appending(store: Store, run: Run, *, events: int, text: str = "") -> threading.Thread:
+    """A thread, started, that gives the job so many events at PER_S, then ends it."""
+
+    def work() -> None:
+        pace = threading.Event()
+        for number in range(events):
+            builders.record(store, run, protocol.Note(detail=f"{number} {text}"))
+            pace.wait(1 / PER_S)
+        builders.finish(store, run)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+async def polled(port: int, path: str, took_s: list[float], over: asyncio.Event) -> None:
+    """Ask for `path` until it is over, on a new connection each, leaving out the time without a server."""
+    while not over.is_set():
+        begun = time.perf_counter()
+        try:
+            async with connected(port) as line:
+                assert (await line.ask("GET", path)).status == 200
+            took_s.append(time.perf_counter() - begun)
+        except CUT:
+            pass
+        await asyncio.sleep(0.05)
+
+
+async def soon(question: Callable[[], bool]) -> None:
+    """Returns when it is so; fails when it is not in time."""
+    await asyncio.to_thread(until, question, within_s=DEADLINE_S)
+
+
+def test_two_hundred_readers_see_every_event_once_though_the_server_is_killed(server: Server) -> None:
+    run = builders.running(server.store)
+    other = builders.submit(server.store)
+    readers = [Reader(run.job_id, random.Random(number), is_slow=number < SLOW) for number in range(READERS)]
+    took_s: list[float] = []
+    before_mib = server.rss_mib()
+
+    async def story() -> float:
+        over = asyncio.Event()
+        poller = asyncio.create_task(polled(server.port, f"/v1/jobs/{other}", took_s, over))
+        readings = [asyncio.create_task(reader.read(server.port)) for reader in readers]
+        await soon(lambda: server.streams() == READERS)
+        writer = appending(server.store, run, events=EVENTS, text="x" * 1000)
+        await soon(lambda: min(len(reader.seen) for reader in readers) > EVENTS // 4)
+        rss_mib = server.rss_mib()
+        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(server.start)
+        await asyncio.wait_for(asyncio.gather(*readings), DEADLINE_S)
+        over.set()
+        await poller
+        await asyncio.to_thread(writer.join)
+        return max(rss_mib, server.rss_mib())
+
+    most_mib = asyncio.run(story())
+    stored = builders.event_numbers(server.store, run.job_id)
+    assert stored == list(range(1, len(stored) + 1))
+    assert len(stored) > EVENTS
+    for reader in readers:
+        assert reader.seen == stored
+        assert reader.state == b'{"state": "succeeded"}'
+    assert all(reader.cut for reader in readers), "the kill met them all"
+    assert sum(reader.left for reader in readers) >= READERS, "they came and went"
+    assert most_mib - before_mib < MOST_GROWTH_MIB
+    # an event a hundred times a second to each of 200 is no reason to make others wait; a second is the goal for the streams themselves
+    assert sorted(took_s)[len(took_s) // 2] < 1.0
+
+
+def test_readers_that_never_read_are_cut_off_and_cost_no_more_than_their_buffers(server: Server) -> None:
+    """uvicorn waits for them in `send`, their streams with it; the kernel resets the connection when nothing was taken for STALLED_S."""
+    run = builders.running(server.store)
+    asked = f"GET /v1/jobs/{run.job_id}/events HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nAccept: text/event-stream\r\n\r\n".encode()
+    with ExitStack() as lines:
+        for _ in range(READERS):
+            line = lines.enter_context(socket.socket())
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_BUFFER)
+            line.connect(("127.0.0.1", server.port))
+            line.sendall(asked)
+        until(lambda: server.streams() == READERS, within_s=DEADLINE_S)
+        before_mib = server.rss_mib()
+        most_mib, text = before_mib, "x" * 20_000
+        for number in range(EVENTS):  # 6 MB for each of 200: 1.2 GB if they were kept
+            builders.record(server.store, run, protocol.Note(detail=f"{number} {text}"))
+            if number % 25 == 0:
+                most_mib = max(most_mib, server.rss_mib())
+        assert ask("127.0.0.1", server.port, f"/v1/jobs/{run.job_id}")[0] == 200
+        most_mib = max(most_mib, server.rss_mib())
+        assert most_mib - before_mib < MOST_GROWTH_MIB
+        until(lambda: server.streams() == 0, within_s=DEADLINE_S)
+        until(lambda: server.connections() == 0, within_s=DEADLINE_S)
+    assert "Traceback" not in server.log
