@@ -18,8 +18,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from api.main import create_app
 from api.parts import Parts
 from api.routes.health import schema_problem
-from api.settings import ApiSettings, wrong_variables
-from powergrad.jobs import logs
+from api.settings import ApiSettings, is_loopback, wrong_variables
+from powergrad.jobs import keys, logs
 
 EX_CONFIG = 78  # sysexits.h: a setting is wrong; starting again does not help
 GRACE_S = 2
@@ -57,6 +57,7 @@ def main() -> int:
         sys.stderr.write("".join(f"powergrad api: {line}\n" for line in wrong_variables(error)))
         return EX_CONFIG
     logs.configure(settings.log_format)
+    logs.catch_unhandled()
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
     try:
         app = create_app(settings)
@@ -71,6 +72,9 @@ def main() -> int:
         log.warning("database does not answer", error=str(error).splitlines()[0])
     if outdated is not None:
         log.error("will not start", database=outdated)
+        return EX_CONFIG
+    if (unsafe := _exposed(app.state.parts)) is not None:
+        sys.stderr.write(f"powergrad api: {unsafe}\n")
         return EX_CONFIG
     config = uvicorn.Config(
         app,
@@ -88,6 +92,26 @@ def main() -> int:
     _spare_the_collector()
     Server(config, app.state.parts).run()
     return 0
+
+
+def _exposed(parts: Parts) -> str | None:
+    """Why the server must not listen where it is to; None where it may.
+
+    While the database is away nobody knows; then it may, as it opens nothing there without a key that the database holds.
+    """
+    host = parts.settings.host
+    if is_loopback(host):
+        return None
+    try:
+        with parts.store.read() as tx:
+            if keys.have_working(tx):
+                return None
+    except SQLAlchemyError:
+        return None
+    return (
+        f"POWERGRAD_HOST={host}: other machines can reach this address, and there is no key that they would have to show. Make one: "
+        "powergrad keys create. Or listen on 127.0.0.1, and come from another machine by ssh -L 8642:127.0.0.1:8642 THIS_HOST"
+    )
 
 
 def _cut_off_the_stalled(listener: Any, *, after_s: float) -> None:

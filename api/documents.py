@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from powergrad.jobs.keys import Scope
 from powergrad.jobs.spec import JobSpec
 from powergrad.jobs.states import JobState, ReasonCode
 
@@ -309,6 +310,92 @@ class PresetListDocument(Document):
 
     object: Literal["list"]
     data: list[PresetDocument]
+
+
+class KeyDocument(Document):
+    model_config = ConfigDict(title="Key")
+
+    id: str
+    object: Literal["key"]
+    owner: str
+    """Whose jobs it shows and makes."""
+    name: str
+    scopes: list[Scope]
+    state: Literal["active", "expired", "revoked"]
+    created_at: AwareDatetime
+    expires_at: AwareDatetime | None
+    revoked_at: AwareDatetime | None
+
+
+class NewKeyDocument(KeyDocument):
+    model_config = ConfigDict(title="NewKey")
+
+    key: str
+    """What opens the server, shown this once: `Authorization: Bearer pg_…`."""
+
+
+class KeyListDocument(Document):
+    model_config = ConfigDict(title="KeyList")
+
+    object: Literal["list"]
+    data: list[KeyDocument]
+
+
+class SessionDocument(Document):
+    model_config = ConfigDict(title="Session")
+
+    object: Literal["session"]
+    owner: str
+    scopes: list[Scope]
+    key: str | None
+    """Id of the key; null where the server knows no keys, and everybody on its machine is the owner `local`."""
+    expires_at: AwareDatetime | None
+    """When the session, or the key without one, ends; null never."""
+
+
+class CountDocument(Document):
+    used: int
+    granted: int | None
+    """Null is no limit."""
+
+
+class SecondsDocument(Document):
+    used: float
+    granted: float | None
+    """Null is no limit."""
+
+
+class QuotaDocument(Document):
+    model_config = ConfigDict(title="Quota")
+
+    object: Literal["quota"]
+    owner: str
+    queued: CountDocument
+    """Jobs in the queue."""
+    running: CountDocument
+    """Jobs that run at this moment."""
+    gpu_seconds: SecondsDocument
+    """Seconds on one GPU over all jobs ever, deleted ones too; on two GPUs each counts twice."""
+    bytes: CountDocument
+    """Of checkpoints, artifacts and uploaded data sets."""
+
+
+class UsageDocument(Document):
+    model_config = ConfigDict(title="Usage")
+
+    object: Literal["usage"]
+    owner: str
+    queued: CountDocument
+    """Jobs in the queue."""
+    running: CountDocument
+    """Jobs that run at this moment."""
+    gpu_seconds: SecondsDocument
+    """Seconds on one GPU over all jobs ever, deleted ones too; on two GPUs each counts twice."""
+    bytes: CountDocument
+    """Of checkpoints, artifacts and uploaded data sets."""
+    key: str | None
+    """Id of the key; null where the server knows no keys."""
+    scopes: list[Scope]
 
 
 class ChecksDocument(Document):

@@ -13,7 +13,22 @@ from fastapi import FastAPI
 from api import errors, openapi
 from api.border import Border
 from api.parts import Parts
-from api.routes import artifacts, catalogue, checkpoints, events, health, jobs, logs, metrics, pages, predict, workers
+from api.routes import (
+    artifacts,
+    catalogue,
+    checkpoints,
+    events,
+    health,
+    jobs,
+    keys,
+    logs,
+    metrics,
+    pages,
+    predict,
+    session,
+    usage,
+    workers,
+)
 from api.settings import ApiSettings
 from powergrad import __version__
 
@@ -32,6 +47,7 @@ TAGS = [
     {"name": "predictions", "description": "Ask a trained network about an image."},
     {"name": "catalogue", "description": "What a spec may say."},
     {"name": "workers", "description": "Who trains."},
+    {"name": "keys", "description": "Who may call, and how much."},
     {"name": "health", "description": "Probes and measures."},
 ]
 
@@ -62,10 +78,10 @@ def create_app(settings: ApiSettings) -> FastAPI:
     )
     app.state.parts = parts
     app.include_router(jobs.busy)
-    for noun in (jobs, events, metrics, logs, checkpoints, artifacts, predict, catalogue, workers, health):
+    for noun in (jobs, events, metrics, logs, checkpoints, artifacts, predict, catalogue, workers, keys, session, usage, health):
         app.include_router(noun.router)
     pages.install(app)
-    openapi.install(app, jobs.BODIES)
+    openapi.install(app, (*jobs.BODIES, *keys.BODIES, *session.BODIES, *usage.BODIES))
     errors.install(app)
     app.add_middleware(Border, measures=parts.measures, key_ring=parts.key_ring)
     return app

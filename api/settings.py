@@ -25,7 +25,7 @@ class ApiSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, populate_by_name=True)
 
     host: str = "127.0.0.1"
-    """Address to listen on: loopback only, as this release has no keys."""
+    """Address to listen on. One that other machines can reach needs a key in the database at the start."""
     port: int = Field(default=8642, ge=0, le=65535)
     """0 takes a free one."""
     data_dir: Path = Path.home() / ".powergrad"
@@ -50,16 +50,6 @@ class ApiSettings(BaseSettings):
     """How long a reader may take nothing of what is sent to it before its connection is cut (Linux)."""
     log_format: LogFormat = "console"
     """console or json."""
-
-    @field_validator("host")
-    @classmethod
-    def _loopback_only(cls, host: str) -> str:
-        if not is_loopback(host):
-            raise ValueError(
-                "must be a loopback address (127.0.0.1, ::1, localhost). This release has no API keys, so whoever could "
-                "reach the server could run jobs on it. From another machine: ssh -L 8642:127.0.0.1:8642 THIS_HOST"
-            )
-        return host
 
     @field_validator("database_url")
     @classmethod
