@@ -39,6 +39,7 @@ def main() -> int:
             sys.stderr.write(f"powergrad worker: {f'{name}: ' if field else ''}{wrong['msg'].removeprefix('Value error, ')}\n")
         return 2
     logs.configure(settings.log_format)
+    logs.catch_unhandled()
     if not _schema_is_current(settings):
         sys.stderr.write("worker: the database's schema is not this release's: run `python -P -m powergrad.jobs.migrate` first\n")
         return 3
