@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import secrets
@@ -14,16 +15,21 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from sqlalchemy import select
 
 from powergrad.cli.stack import free_port, socket_path
 from powergrad.client import ApiError, Client, Unreachable
 from powergrad.client.models import Event
+from powergrad.jobs import tables
+from powergrad.jobs.store import Store
+from tests.faults import history
 from tests.faults.postgresql import PostgreSQL
 from tests.worker.conftest import tiny_spec, until
 
@@ -115,6 +121,7 @@ class Site:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.client.close()
+        self.store.close()
 
     def valkey_socket(self) -> Path:
         return socket_path(self.data_dir)
@@ -178,28 +185,70 @@ class Site:
             found += page
         return found
 
-    def check_history(self, job_id: str) -> None:
-        """The one judge: what every accepted job's record must look like when it has ended."""
-        job = self.client.get(job_id)
-        events = self.events(job_id)
-        assert [event.seq for event in events] == list(range(1, len(events) + 1))
-        assert job.state in {"succeeded", "failed", "cancelled"}
-        assert sum(event.type == "state" and event.data["to"] == job.state for event in events) == 1
-        owner: int | None = None
-        for event in events:
-            if event.type == "claimed":
-                assert owner is None, "two attempts at a time"
-                owner = event.data["attempt"]
-            elif event.type == "attempt_ended":
-                assert owner == event.data["attempt"]
-                owner = None
-            elif event.type in {"metrics", "evaluation", "checkpoint", "plan", "phase"}:
-                assert owner == event.data["attempt"], "written by an attempt that does not own the job"
-        if job.state == "succeeded":
-            steps = self.client.metrics(job_id, names=["val_top1"], points=1000)["data"][0]["steps"]
-            steps_per_epoch = next(event.data["steps_per_epoch"] for event in events if event.type == "plan")
-            epochs = next(event.data["epochs"] for event in events if event.type == "plan")
-            assert steps == [steps_per_epoch * (i + 1) for i in range(epochs)], "a gap or a repeat"
+    # --- what is left of them
+
+    def record(self, job_id: str) -> history.Record:
+        """All that the judge wants to know of a job."""
+        job = self.client.get(job_id).model_dump(mode="json")
+        found = self.client.metrics(job_id, points=1000)["data"]
+        with self.store.read() as tx:
+            rows = tx.all(select(tables.attempts).where(tables.attempts.c.job_id == job_id).order_by(tables.attempts.c.number))
+            lease = tx.one(select(tables.jobs.c.lease_until, tables.jobs.c.worker).where(tables.jobs.c.id == job_id))
+            paths = {row.step: row.path for row in tx.all(select(tables.checkpoints).where(tables.checkpoints.c.job_id == job_id))}
+        shown = [checkpoint.model_dump(mode="json") for checkpoint in self.client.checkpoints(job_id)]
+        assert lease is not None
+        return history.Record(
+            job=job,
+            events=[{"seq": event.seq, "at": _seconds(event), "type": event.type, "data": event.data} for event in self.events(job_id)],
+            series={one["name"]: list(zip(one["steps"], one["values"], strict=True)) for one in found},
+            checkpoints=shown,
+            attempts=[dict(row._mapping) for row in rows],
+            lease=dict(lease._mapping),
+            files={one["id"]: _sha256(self.job_dir(job_id) / paths[one["step"]] / "model.safetensors") for one in shown},
+        )
+
+    def job_dir(self, job_id: str) -> Path:
+        return self.data_dir / "jobs" / job_id
+
+    @cached_property
+    def store(self) -> Store:
+        """The stack's database, to look and to reach into."""
+        return Store(self.store_url)
+
+    def undisturbed(self, job_id: str) -> history.Undisturbed:
+        """What a job has shown of its spec's ordinary course, if nothing has happened to it."""
+        record = self.record(job_id)
+        latest = [checkpoint["sha256"] for checkpoint in record.checkpoints if checkpoint["is_latest"]]
+        reason = record.job["reason"]
+        return history.Undisturbed(
+            state=record.job["state"],
+            reason=None if reason is None else reason["code"],
+            series=record.series,
+            weights_sha256=latest[0] if latest else None,
+        )
+
+    def check_history(self, job_id: str, *, asked: history.Asked | None = None, undisturbed: history.Undisturbed | None = None) -> None:
+        """The judge's rules for one job that has ended. asked: None where it is nobody's business whether it was cancelled."""
+        record = self.record(job_id)
+        broken = history.judge(record, asked or history.Asked(cancel="maybe"), undisturbed)
+        assert not broken, "\n".join(f"{one.rule}: {one.evidence}" for one in broken)
+        if record.job["state"] == "succeeded":
+            plan = record.of_type("plan")[-1]["data"]
+            wanted = [plan["steps_per_epoch"] * (i + 1) for i in range(plan["epochs"])]
+            assert [step for step, _ in record.series["val_top1"]] == wanted, "a gap or a repeat"
+
+
+def _seconds(event: Event) -> float:
+    assert event.at is not None
+    return event.at.timestamp()
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
 
 
 def _title(process: psutil.Process) -> str:
