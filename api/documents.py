@@ -398,6 +398,52 @@ class UsageDocument(Document):
     scopes: list[Scope]
 
 
+class WebhookSecretDocument(Document):
+    model_config = ConfigDict(title="WebhookSecret")
+
+    object: Literal["webhook_secret"]
+    secret: str
+    """`whsec_` and the base64 of the key of HMAC-SHA256 (Standard Webhooks)."""
+    previous_until: AwareDatetime | None
+    """Until when the secret before it signs beside it; null where none does."""
+
+
+class DeliveryDocument(Document):
+    model_config = ConfigDict(title="Delivery")
+
+    id: str
+    """The `webhook-id` that the receiver sees, the same at every try: whoever has seen it before has had this one."""
+    object: Literal["webhook_delivery"]
+    event: str
+    url: str
+    job: str | None
+    """Null for a test."""
+    state: Literal["pending", "delivered", "failed"]
+    attempt: int
+    """Tries begun."""
+    status: int | None
+    """HTTP status of the last answer."""
+    error: str | None
+    """Why the last try failed."""
+    payload: dict[str, Any]
+    """The body that is sent."""
+    created_at: AwareDatetime
+    next_try_at: AwareDatetime | None
+    """Null while a try is at work, and once there will be no more."""
+    ended_at: AwareDatetime | None
+
+
+class DeliveryListDocument(Document):
+    model_config = ConfigDict(title="DeliveryList")
+
+    object: Literal["list"]
+    data: list[DeliveryDocument]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+    """Give it as `after` to get the next page."""
+
+
 class ChecksDocument(Document):
     database: str
     """ok, or what is wrong."""

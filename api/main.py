@@ -27,6 +27,7 @@ from api.routes import (
     predict,
     session,
     usage,
+    webhooks,
     workers,
 )
 from api.settings import ApiSettings
@@ -48,6 +49,7 @@ TAGS = [
     {"name": "catalogue", "description": "What a spec may say."},
     {"name": "workers", "description": "Who trains."},
     {"name": "keys", "description": "Who may call, and how much."},
+    {"name": "webhooks", "description": "Who is told of jobs' moves, and whether they heard."},
     {"name": "health", "description": "Probes and measures."},
 ]
 
@@ -78,10 +80,10 @@ def create_app(settings: ApiSettings) -> FastAPI:
     )
     app.state.parts = parts
     app.include_router(jobs.busy)
-    for noun in (jobs, events, metrics, logs, checkpoints, artifacts, predict, catalogue, workers, keys, session, usage, health):
+    for noun in (jobs, events, metrics, logs, checkpoints, artifacts, predict, catalogue, workers, keys, session, usage, webhooks, health):
         app.include_router(noun.router)
     pages.install(app)
-    openapi.install(app, (*jobs.BODIES, *keys.BODIES, *session.BODIES, *usage.BODIES))
+    openapi.install(app, (*jobs.BODIES, *webhooks.BODIES, *keys.BODIES, *session.BODIES, *usage.BODIES))
     errors.install(app)
     app.add_middleware(Border, measures=parts.measures, key_ring=parts.key_ring)
     return app

@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from api.access import KeyRing
 from api.catalogue import Catalogue
+from api.deliverer import Deliverer
 from api.doorbell import Doorbell
 from api.measures import Measures
 from api.settings import ApiSettings, is_loopback
@@ -54,6 +55,7 @@ class Parts:
     doorbell: Doorbell
     submissions: Submissions
     sweeper: Sweeper
+    deliverer: Deliverer
     measures: Measures
     key_ring: KeyRing
     tailer: Tailer | None = None
@@ -74,6 +76,7 @@ class Parts:
             doorbell=doorbell,
             submissions=Submissions(store, doorbell.ring),
             sweeper=Sweeper(store, artifacts, doorbell.ring, interval_s=settings.sweep_s),
+            deliverer=Deliverer(store, settings.allow_list),
             measures=measures,
             key_ring=KeyRing(store, is_reachable=not is_loopback(settings.host)),
         )
@@ -84,6 +87,7 @@ class Parts:
         self.doorbell.start()
         self.submissions.start()
         self.sweeper.start()
+        self.deliverer.start()
 
     async def stop_streams(self) -> None:
         """End every stream and wait, so that the server can end."""
@@ -94,6 +98,7 @@ class Parts:
         # submissions first: what they commit still wants to ring
         self.submissions.stop()
         self.sweeper.stop()
+        self.deliverer.stop()
         self.doorbell.stop()
         self.store.close()
 

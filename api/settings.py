@@ -13,6 +13,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from api.doorbell import plain_url
+from powergrad.addresses import AllowList
 from powergrad.jobs.logs import LogFormat
 from powergrad.jobs.spec import violations_of
 
@@ -46,10 +47,18 @@ class ApiSettings(BaseSettings):
     """How long a prediction is waited for before its task is named instead (202)."""
     ping_s: float = Field(default=15.0, gt=0.0)
     """How often a quiet event stream says `: ping`."""
+    allowed_hosts: str = ""
+    """Private hosts that webhooks may call, http allowed: names, addresses and networks, such as hooks.corp:8080,10.0.0.0/8."""
     stalled_s: float = Field(default=60.0, ge=0.1, le=86_400.0)
     """How long a reader may take nothing of what is sent to it before its connection is cut (Linux)."""
     log_format: LogFormat = "console"
     """console or json."""
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _known_hosts(cls, text: str) -> str:
+        AllowList.parse(text)
+        return text
 
     @field_validator("database_url")
     @classmethod
@@ -77,6 +86,11 @@ class ApiSettings(BaseSettings):
         if not self.database_url:
             self.database_url = f"sqlite:///{self.data_dir / 'powergrad.db'}"
         return self
+
+
+    @property
+    def allow_list(self) -> AllowList:
+        return AllowList.parse(self.allowed_hosts)
 
 
 def wrong_variables(error: ValidationError) -> list[str]:

@@ -25,7 +25,7 @@ from api.etags import matches
 from api.openapi import BODY, CHANGES, NEW_JOB, STORED, json_request, only_what_is_given, problems
 from api.parts import JOB_ID, JobId, Parts, WithParts
 from api.strict import DirectRoute, StrictRoute
-from powergrad.jobs import lifecycle, queries
+from powergrad.jobs import lifecycle, outbox, queries
 from powergrad.jobs.errors import InvalidSpec, JobNotFound, Violation, refusal
 from powergrad.jobs.lifecycle import Amendment, RaisedLimits, Submission
 from powergrad.jobs.spec import ONLY_THESE, JobSpec, LabelName, LabelText, LimitsSpec, parse
@@ -142,6 +142,7 @@ async def create(
     body = required(await read_json(request))
     names = await parts.catalogue.names_for(body, owner)
     spec = parse(body, models=names.models, datasets=names.datasets)
+    outbox.check_webhook(spec, allow=parts.settings.allow_list)
     if dry_run:
         return await _checked_only(parts, spec, owner)
     new = Submission(spec, owner=owner, idempotency_key=idempotency_key, body_sha256=lifecycle.body_hash(body) if idempotency_key else "")
@@ -195,6 +196,7 @@ async def clone(
         changed["model"] = _starting_from(f"{job_id}/{wanted.from_checkpoint}", changed["model"], wanted.set)
     try:
         spec = parse(changed, models=names.models, datasets=names.datasets)
+        outbox.check_webhook(spec, allow=parts.settings.allow_list)
         if dry_run:
             return await _checked_only(parts, spec, caller.owner)
         sha256 = lifecycle.body_hash({"clone": job_id, "body": {} if body is ABSENT else body}) if idempotency_key else ""

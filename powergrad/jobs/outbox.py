@@ -21,7 +21,7 @@ from ulid import ULID
 
 from powergrad.addresses import AddressRefused, AllowList, target
 from powergrad.jobs.errors import DeliveryNotFound, InvalidSpec, Violation
-from powergrad.jobs.spec import WebhookSpec
+from powergrad.jobs.spec import JobSpec
 from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Tx, rfc3339
 from powergrad.jobs.tables import deliveries, webhook_secrets
@@ -69,14 +69,18 @@ def owe(tx: Tx, *, owner: str, url: str, event: str, data: dict[str, Any], job_i
     return delivery_id
 
 
-def check_url(webhook: WebhookSpec | None, *, allow: AllowList, pointer: str = "/webhook/url") -> None:
-    """Refuse a webhook that no delivery could call, whatever its name resolves to. Raises InvalidSpec."""
-    if webhook is None:
-        return
+def check_webhook(spec: JobSpec, *, allow: AllowList) -> None:
+    """Refuse a job whose webhook no delivery could call, whatever its name resolves to. Raises InvalidSpec."""
+    if spec.webhook is not None:
+        check_url(spec.webhook.url, allow=allow, pointer="/webhook/url")
+
+
+def check_url(url: str, *, allow: AllowList, pointer: str) -> None:
+    """Raises InvalidSpec."""
     try:
-        target(webhook.url, allow=allow)
+        target(url, allow=allow)
     except AddressRefused as error:
-        raise InvalidSpec([Violation(pointer, "address_refused", str(error), webhook.url)]) from None
+        raise InvalidSpec([Violation(pointer, "address_refused", str(error), url)]) from None
 
 
 # --- sending ---------------------------------------------------------------------------------------------------------------------
