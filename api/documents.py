@@ -73,6 +73,8 @@ class QueueDocument(Document):
 class RetentionDocument(Document):
     keep_last: int
     keep_best: int
+    ttl_seconds: int | None
+    """Seconds after its end that the job is deleted; null is the server's own rule."""
 
 
 class JobDocument(Document):
@@ -100,12 +102,16 @@ class JobDocument(Document):
     notes: str
     priority: int
     retention: RetentionDocument
+    bytes: int
+    """Of its checkpoints and artifacts."""
     experiment: str | None
     trained_seconds: float
     """Training time over all attempts."""
     created_at: AwareDatetime
     started_at: AwareDatetime | None
     finished_at: AwareDatetime | None
+    expires_at: AwareDatetime | None
+    """When it is deleted, by its own rule or the server's, unless a checkpoint is pinned; null while it has not ended, and for ever."""
     version: int
     """Moves with state and user fields: what If-Match compares."""
     revision: int
@@ -121,6 +127,18 @@ class JobListDocument(Document):
     first_id: str | None
     last_id: str | None
     """Give it as `after` to get the next page."""
+
+
+class DeletionDocument(Document):
+    model_config = ConfigDict(title="Deletion")
+
+    object: Literal["deletion"]
+    deleted: list[str]
+    """Ids of the jobs that went, or would go, newest first."""
+    bytes: int
+    """Of their checkpoints and artifacts."""
+    has_more: bool
+    """Whether more jobs fit: the same call again takes the next ones."""
 
 
 class EventDocument(Document):

@@ -63,7 +63,7 @@ class Parts:
 
     @classmethod
     def of(cls, settings: ApiSettings) -> Parts:
-        store = Store(settings.database_url, pool_size=16)
+        store = Store(settings.database_url, pool_size=16, job_ttl_s=settings.job_ttl_s)
         artifacts = Artifacts(str(settings.data_dir))
         measures = Measures()
         doorbell = Doorbell(settings.redis_url, measures)

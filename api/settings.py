@@ -39,6 +39,8 @@ class ApiSettings(BaseSettings):
     """Interval of the sweeper."""
     min_free_bytes: int = Field(default=256 << 20, ge=0)
     """Free space below which no job is accepted (507)."""
+    job_ttl_s: float | None = Field(default=None, ge=0.0, le=1e9)
+    """Seconds after its end that a job is deleted which does not say so itself; default never. The workers must be told the same."""
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     """Largest request body (413)."""
     max_image_bytes: int = Field(default=20_000_000, ge=1024)
@@ -86,7 +88,6 @@ class ApiSettings(BaseSettings):
         if not self.database_url:
             self.database_url = f"sqlite:///{self.data_dir / 'powergrad.db'}"
         return self
-
 
     @property
     def allow_list(self) -> AllowList:

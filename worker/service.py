@@ -51,7 +51,7 @@ class WorkerService:
         gpus = find_gpus(settings.cuda_visible_devices)
         self.slots = Slots(plan_slots(gpus, cpus, count=settings.slots, gpu_locks=settings.lock_dir, cpu_locks=run_dir / "slots"))
         self.gpus = [slot.gpu for slot in self.slots.slots if slot.gpu is not None]
-        self.store = Store(settings.database_url, pool_size=2 * len(self.slots.slots) + 4)
+        self.store = Store(settings.database_url, pool_size=2 * len(self.slots.slots) + 4, job_ttl_s=settings.job_ttl_s)
         self.artifacts = Artifacts(str(settings.data_dir))
         self.draining = threading.Event()
         self.template = Template(self._publish)

@@ -40,6 +40,8 @@ class WorkerSettings(BaseSettings):
     """How often an idle worker looks for work that nobody rang for."""
     sweep_s: float = Field(default=2.0, gt=0.0)
     """Interval of the sweeper."""
+    job_ttl_s: float | None = Field(default=None, ge=0.0, le=1e9)
+    """Seconds after its end that a job is deleted which does not say so itself; default never. The API must be told the same."""
     stop_grace_s: float = Field(default=60.0, gt=0.0)
     """Time a trainer has to write its checkpoint when it is told to stop."""
     log_format: LogFormat = "console"

@@ -1,15 +1,17 @@
-"""What a job takes on disk: the bytes of its checkpoints and artifacts, kept in its row."""
+"""What a job takes on disk: the bytes of its checkpoints and artifacts, kept in its row.
+
+Whatever changes those rows writes the sum of them in the same transaction.
+"""
 
 from __future__ import annotations
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, select
 
-from powergrad.jobs.store import Tx
-from powergrad.jobs.tables import artifacts, checkpoints, jobs
+from powergrad.jobs.tables import artifacts, checkpoints
 
 
-def recount(tx: Tx, job_id: str) -> None:
-    """Add up anew, rather than keep adding: a sum of what is there never drifts."""
+def stored(job_id: str) -> ColumnElement[int]:
+    """The value of `jobs.bytes`, for an UPDATE: added up anew, because a sum of what is there never drifts."""
     of_checkpoints = select(func.coalesce(func.sum(checkpoints.c.total_bytes), 0)).where(checkpoints.c.job_id == job_id).scalar_subquery()
     of_artifacts = select(func.coalesce(func.sum(artifacts.c.bytes), 0)).where(artifacts.c.job_id == job_id).scalar_subquery()
-    tx.run(update(jobs).where(jobs.c.id == job_id).values(bytes=of_checkpoints + of_artifacts))
+    return of_checkpoints + of_artifacts

@@ -12,12 +12,14 @@ from powergrad.jobs.store import Tx
 from powergrad.jobs.tables import deletions
 
 
-def owe(tx: Tx, path: str, *, after_s: float = 0.0) -> None:
-    """Have a file or directory below the artifact root freed after the commit, or so much later."""
+def owe(tx: Tx, *paths: str, after_s: float = 0.0) -> None:
+    """Have files or directories below the artifact root freed after the commit, or so much later."""
+    if not paths:
+        return
     # created_at is the moment from which on it may be freed
     due_ms = tx.now_ms + int(after_s * 1000)
-    new = tx.insert(deletions).values(path=path, created_at=due_ms)
-    tx.run(new.on_conflict_do_update(index_elements=["path"], set_={"created_at": due_ms}))
+    new = tx.insert(deletions).on_conflict_do_update(index_elements=["path"], set_={"created_at": due_ms})
+    tx.run(new, [{"path": path, "created_at": due_ms} for path in paths])
 
 
 def put_off(tx: Tx, path: str, *, after_s: float) -> bool:
@@ -31,9 +33,10 @@ def keep(tx: Tx, path: str) -> bool:
     return bool(tx.run(delete(deletions).where(deletions.c.path == path, deletions.c.created_at > tx.now_ms)).rowcount)
 
 
-def freed(tx: Tx, path: str) -> None:
-    """What was to be freed is gone: forget the debt."""
-    tx.run(delete(deletions).where(deletions.c.path == path))
+def freed(tx: Tx, *paths: str) -> None:
+    """What was to be freed is gone: forget the debts."""
+    if paths:
+        tx.run(delete(deletions).where(deletions.c.path.in_(paths)))
 
 
 def due(tx: Tx) -> ColumnElement[bool]:

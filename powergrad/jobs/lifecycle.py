@@ -1,8 +1,8 @@
 """The life of a job: every change of its row is made here, each by one conditional UPDATE and with its event in the same transaction.
 
     user        submit  cancel  pause  resume  retry  amend  remove
-    worker      claim  renew  record  finish
-    anybody     sweep
+    worker      claim  renew  record  prune  finish
+    anybody     sweep  expire
 
 Every function takes an open write transaction (`Store.write()`); the caller commits, and rings the workers only after that. The row is
 the job; messages are doorbells. `attempt` fences: what a run writes says WHERE id AND attempt AND state, and no row means `Fenced`.
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, or_, select, true, update
 from ulid import ULID
 
 from powergrad import protocol
@@ -41,7 +41,7 @@ from powergrad.jobs.errors import (
     refusal,
 )
 from powergrad.jobs.spec import JobSpec, default_name, violations_of
-from powergrad.jobs.states import MOVES, TERMINAL, End, JobState, Outcome, Reason, ReasonCode, next_move
+from powergrad.jobs.states import MOVES, OWNED, TERMINAL, End, JobState, Outcome, Reason, ReasonCode, next_move
 from powergrad.jobs.store import Tx
 from powergrad.jobs.tables import (
     IS_OWNED,
@@ -64,6 +64,8 @@ CANCEL_GRACE_S = 7.0  # with a sweep every 2 s, a cancel ends within 10 s even w
 IDEMPOTENCY_TTL_S = 24 * 3600.0
 CLAIM_CANDIDATES = 64
 BEST_BY = "val_top1"
+MOST_DEBTS = 500  # directories freed in a round of the sweeper
+MOST_EXPIRED = 100
 
 STORING = (protocol.CheckpointWritten, protocol.CheckpointSkipped, protocol.RolledBack, protocol.ArtifactWritten)
 
@@ -165,7 +167,7 @@ def _new_row(tx: Tx, job_id: str, new: Submission) -> dict[str, Any]:
         "labels": spec.labels,
         "notes": new.notes,
         "retention": {"keep_last": spec.checkpoint.keep_last, "keep_best": spec.checkpoint.keep_best},
-        "ttl_s": spec.retention.ttl_seconds,
+        "ttl_s": _whole_seconds(spec.retention.ttl_seconds),
         "bytes": 0,
         "attempt": 0,
         "failures": 0,
@@ -180,6 +182,10 @@ def _new_row(tx: Tx, job_id: str, new: Submission) -> dict[str, Any]:
         "created_at": tx.now_ms,
         "queued_at": tx.now_ms,
     }
+
+
+def _whole_seconds(seconds: float | None) -> int | None:
+    return None if seconds is None else math.ceil(seconds)
 
 
 def _created(tx: Tx, row: dict[str, Any], new: Submission) -> dict[str, Any]:
@@ -380,29 +386,45 @@ def retry(tx: Tx, job_id: str, *, limits: RaisedLimits | None = None, owner: str
 
 @dataclass(frozen=True)
 class Amendment:
-    """The user's fields to change; None leaves a field as it is."""
+    """The user's fields to change; None leaves a field as it is.
+
+    retention: of keep_last, keep_best and ttl_seconds those to change; ttl_seconds None is the server's own rule again.
+    """
 
     name: str | None = None
     labels: dict[str, str] | None = None
     notes: str | None = None
     priority: int | None = None
-    retention: dict[str, int] | None = None
+    retention: dict[str, Any] | None = None
 
 
 def amend(tx: Tx, job_id: str, change: Amendment, *, expected_version: int | None = None, owner: str = LOCAL_OWNER) -> None:
-    """Change the user's own fields of a job in any state. Raises VersionMismatch when `expected_version` is not the job's."""
+    """Change the user's own fields of a job in any state. Raises VersionMismatch when `expected_version` is not the job's.
+
+    A new retention counts at once for a job that no worker holds; for one that runs, at its next checkpoint.
+    """
     row = locked(tx, job_id, owner=owner)
     if expected_version is not None and expected_version != row.version:
         raise VersionMismatch(expected_version, row.version)
     values = {name: value for name, value in vars(change).items() if value is not None}
     if not values:
         return
+    told = {"fields": sorted(values)}
     if change.retention is not None:
-        values["retention"] = {**row.retention, **change.retention}
+        values |= _new_retention(row, change.retention)
     if change.labels is not None:
         tx.run(delete(job_labels).where(job_labels.c.job_id == job_id))
         _put_labels(tx, job_id, change.labels)
-    _write(tx, jobs.c.id == job_id, {**values, "version": row.version + 1}, [("amended", {"fields": sorted(values)})])
+    _write(tx, jobs.c.id == job_id, {**values, "version": row.version + 1}, [("amended", told)])
+    if change.retention is not None and JobState(row.state) not in OWNED:
+        _let_go(tx, job_id)
+
+
+def _new_retention(row: Row[Any], change: dict[str, Any]) -> dict[str, Any]:
+    """The columns that hold it: when the job goes is a number to look for, what it keeps is not."""
+    kept = {name: value for name, value in change.items() if name != "ttl_seconds"}
+    ttl = {"ttl_s": _whole_seconds(change["ttl_seconds"])} if "ttl_seconds" in change else {}
+    return {"retention": {**row.retention, **kept}, **ttl}
 
 
 def remove(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> str:
@@ -410,13 +432,36 @@ def remove(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> str:
     row = locked(tx, job_id, owner=owner)
     if JobState(row.state) not in TERMINAL:
         raise IllegalMove("delete", row.state, "cancel it first")
-    for table in (job_labels, attempts, events, metric_chunks, checkpoints, artifacts, idempotency_keys):
-        tx.run(delete(table).where(table.c.job_id == job_id))
-    for task in tx.all(delete(tasks).where(tasks.c.job_id == job_id).returning(tasks.c.id)):
-        owe(tx, f"tasks/{task.id}")
-    tx.run(delete(jobs).where(jobs.c.id == job_id))
-    owe(tx, job_dir(job_id))
+    _forget(tx, [job_id])
     return job_dir(job_id)
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Jobs that were deleted, and what their checkpoints and artifacts took."""
+
+    ids: list[str]
+    bytes: int
+
+
+def remove_all(tx: Tx, job_ids: Sequence[str], *, owner: str = LOCAL_OWNER) -> Removed:
+    """Delete the owner's jobs among these that have ended; the others are left. Their files stay a debt, for the sweeper."""
+    mine = (jobs.c.id.in_(list(job_ids)), jobs.c.owner == owner, jobs.c.state.in_(list(TERMINAL)))
+    rows = tx.all(_for_update(tx, select(jobs.c.id, jobs.c.bytes).where(*mine).order_by(jobs.c.id)))
+    ids = [row.id for row in rows]
+    _forget(tx, ids)
+    return Removed(ids, sum(row.bytes for row in rows))
+
+
+def _forget(tx: Tx, job_ids: Sequence[str]) -> None:
+    """Delete all rows of jobs that this transaction holds, and owe their files."""
+    if not job_ids:
+        return
+    for table in (job_labels, attempts, events, metric_chunks, checkpoints, artifacts, idempotency_keys):
+        tx.run(delete(table).where(table.c.job_id.in_(job_ids)))
+    asked = tx.all(delete(tasks).where(tasks.c.job_id.in_(job_ids)).returning(tasks.c.id))
+    tx.run(delete(jobs).where(jobs.c.id.in_(job_ids)))
+    owe(tx, *(f"tasks/{task.id}" for task in asked), *map(job_dir, job_ids))
 
 
 def job_dir(job_id: str) -> str:
@@ -490,6 +535,8 @@ class Claim:
     precision: str | None  # fixed by the first attempt; None before it
     trained_s: float
     resume: list[protocol.ResumePoint] = field(default_factory=list)
+    stored: frozenset[str] = frozenset()
+    """Directories (relative to the job's) of all its checkpoints, those with it that cannot be gone on from."""
     init_from: Origin | None = None
     dataset: datasets.Place | None = None
     """Where an uploaded or registered set is; None for a built-in one."""
@@ -628,7 +675,7 @@ def _readable_spec(tx: Tx, candidate: Row[Any]) -> JobSpec | None:
 
 def _candidates(tx: Tx, offer: Offer) -> list[Row[Any]]:
     left = quotas.spent(tx)
-    owners = [owner for owner in _waiting_owners(tx) if left.get(owner) != 0]
+    owners = [owner for owner in _owners(tx, IS_QUEUED) if left.get(owner) != 0]
     share = max(4, CLAIM_CANDIDATES // len(owners)) if owners else 0
     best = (
         select(jobs)
@@ -644,11 +691,11 @@ def _candidates(tx: Tx, offer: Offer) -> list[Row[Any]]:
     return rows
 
 
-def _waiting_owners(tx: Tx) -> list[str]:
-    """Owners of queued jobs, one index look-up each: whoever queues a thousand jobs must not hide the others' few."""
+def _owners(tx: Tx, which: ColumnElement[bool]) -> list[str]:
+    """Owners of such jobs, one index look-up each: whoever queues a thousand jobs must not hide the others' few."""
     owners: list[str] = []
     while True:
-        beyond = select(func.min(jobs.c.owner)).where(IS_QUEUED, jobs.c.owner > (owners[-1] if owners else ""))
+        beyond = select(func.min(jobs.c.owner)).where(which, jobs.c.owner > (owners[-1] if owners else ""))
         owner = tx.run(beyond).scalar_one()
         if owner is None:
             return owners
@@ -665,10 +712,11 @@ def _runnable(tx: Tx, *, gpus: int | None = None) -> ColumnElement[bool]:
 def _claimed(tx: Tx, candidate: Row[Any], offer: Offer, *, spec: JobSpec, gpus: int, cpu_threads: int) -> Claim:
     run = Run(candidate.id, candidate.attempt + 1, offer.lease_ttl_s)
     tx.run(insert(attempts).values(job_id=run.job_id, number=run.attempt, worker=offer.worker, device=offer.device, started_at=tx.now_ms))
-    stored = select(checkpoints).where(checkpoints.c.job_id == run.job_id, checkpoints.c.broken.is_(False))
+    stored = tx.all(select(checkpoints).where(checkpoints.c.job_id == run.job_id).order_by(checkpoints.c.step.desc()))
     points = [
         protocol.ResumePoint(id=checkpoint_id(row.step), path=row.path, step=row.step, sha256=row.sha256)
-        for row in tx.all(stored.order_by(checkpoints.c.step.desc()))
+        for row in stored
+        if not row.broken
     ]
     return Claim(
         run=run,
@@ -678,6 +726,7 @@ def _claimed(tx: Tx, candidate: Row[Any], offer: Offer, *, spec: JobSpec, gpus: 
         precision=candidate.resolved.get("precision"),
         trained_s=candidate.trained_ms / 1000,
         resume=points,
+        stored=frozenset(row.path for row in stored),
     )
 
 
@@ -724,7 +773,7 @@ def record(tx: Tx, run: Run, messages: Sequence[protocol.Message], *, said_befor
     for message in messages:
         draft.take(tx, run, message)
     draft.close(tx, run)
-    values = {
+    values: dict[str, Any] = {
         "progress": draft.progress,
         "latest": draft.latest,
         "best": draft.best,
@@ -733,7 +782,7 @@ def record(tx: Tx, run: Run, messages: Sequence[protocol.Message], *, said_befor
         "heard": row.heard + len(messages),
     }
     if any(isinstance(message, STORING) for message in messages):
-        accounts.recount(tx, run.job_id)
+        values["bytes"] = accounts.stored(run.job_id)
     if _write(tx, _owned(run), values, draft.events) is None:
         raise Fenced(run.job_id, run.attempt)
     return JobState(row.state)
@@ -761,13 +810,22 @@ def prunable(tx: Tx, job_id: str) -> list[Row[Any]]:
 
 
 def prune(tx: Tx, run: Run) -> list[str]:
-    """Forget what retention lets go; the directories (relative to the job's) to delete after the commit. Raises Fenced."""
+    """Forget what retention lets go; the directories (relative to the job's) to delete after the commit. Raises Fenced.
+
+    Whoever deletes them says so by `freed`; what is left of them then is the sweeper's to free.
+    """
     if tx.one(_for_update(tx, select(jobs.c.id).where(_owned(run)))) is None:  # held: a pin comes before or after
         raise Fenced(run.job_id, run.attempt)
-    gone = prunable(tx, run.job_id)
+    return _let_go(tx, run.job_id)
+
+
+def _let_go(tx: Tx, job_id: str) -> list[str]:
+    """Prune a job whose row this transaction holds."""
+    gone = prunable(tx, job_id)
     if gone:
-        tx.run(delete(checkpoints).where(checkpoints.c.job_id == run.job_id, checkpoints.c.step.in_([row.step for row in gone])))
-        accounts.recount(tx, run.job_id)
+        tx.run(delete(checkpoints).where(checkpoints.c.job_id == job_id, checkpoints.c.step.in_([row.step for row in gone])))
+        owe(tx, *(f"{job_dir(job_id)}/{row.path}" for row in gone))
+        _write(tx, jobs.c.id == job_id, {"bytes": accounts.stored(job_id)}, [])
     return [row.path for row in gone]
 
 
@@ -865,12 +923,15 @@ class _Draft:
 
     def _roll_back(self, tx: Tx, run: Run, back: protocol.RolledBack) -> None:
         """The same within an attempt. The rows of later checkpoints go at once: the trainer may write these steps again, in the same
-        place, and retention must not free a directory that has become another checkpoint's."""
+        place, and retention must not free a directory that has become another checkpoint's. (Those of earlier attempts it cannot.)"""
         kept = {name: [point for point in series if point[0] <= back.to_step] for name, series in self.points.items()}
         self.points = {name: series for name, series in kept.items() if series}
         self.close(tx, run)
         later = and_(checkpoints.c.job_id == run.job_id, checkpoints.c.step > back.to_step)
-        tx.run(delete(checkpoints).where(later, checkpoints.c.pinned.is_(False)))
+        gone = tx.all(
+            delete(checkpoints).where(later, checkpoints.c.pinned.is_(False)).returning(checkpoints.c.path, checkpoints.c.attempt)
+        )
+        owe(tx, *(f"{job_dir(run.job_id)}/{row.path}" for row in gone if row.attempt < run.attempt))
         tx.run(update(checkpoints).where(later).values(broken=True))
         self._cut_metrics(tx, run, back.to_step)
         steps, epochs = self.progress["steps"], self.progress["epochs"]
@@ -919,6 +980,9 @@ class _Draft:
             "broken": False,
             "created_at": tx.now_ms,
         }
+        before = tx.one(select(checkpoints.c.path).where(checkpoints.c.job_id == run.job_id, checkpoints.c.step == written.step))
+        if before is not None and before.path != written.path:
+            owe(tx, f"{job_dir(run.job_id)}/{before.path}")  # an earlier attempt's, which nobody writes again
         statement = tx.insert(checkpoints).values(job_id=run.job_id, step=written.step, pinned=False, **row)
         tx.run(statement.on_conflict_do_update(index_elements=["job_id", "step"], set_=row))
         told = {"id": written.id, "step": written.step, "epoch": written.epoch, "bytes": written.bytes, "sha256": written.sha256}
@@ -980,8 +1044,46 @@ def sweep(tx: Tx) -> Swept:
             moved.append((row.id, _end_attempt(tx, row, End(Outcome.LOST, _worker_lost(row)))))
     tx.run(delete(idempotency_keys).where(_expired(tx)))
     runnable = len(tx.all(select(jobs.c.id).where(_runnable(tx)).limit(CLAIM_CANDIDATES)))
-    owed = [row.path for row in tx.all(select(deletions.c.path).where(debts.due(tx)).limit(100))]
-    return Swept(moved, runnable, owed)
+    owed = select(deletions.c.path).where(debts.due(tx)).order_by(deletions.c.created_at).limit(MOST_DEBTS)
+    return Swept(moved, runnable, [row.path for row in tx.all(owed)])
+
+
+def expire(tx: Tx, *, limit: int = MOST_EXPIRED) -> list[str]:
+    """Delete jobs that have outlived their end by their `ttl_seconds`, or else by the server's; their ids, the first ended first.
+
+    A job stays while one of its checkpoints is pinned, or while a job that has not ended starts from one.
+    """
+    if not has_outlived(tx):
+        return []
+    query = (
+        select(jobs.c.id).where(_outlived(tx), jobs.c.id.not_in(_origins_in_use(tx))).order_by(jobs.c.finished_at, jobs.c.id).limit(limit)
+    )
+    if tx.connection.dialect.name == "postgresql":
+        query = query.with_for_update(skip_locked=True)  # of two sweepers each takes what the other leaves
+    ids = [row.id for row in tx.all(query)]
+    _forget(tx, ids)
+    return ids
+
+
+def has_outlived(tx: Tx) -> bool:
+    """Whether `expire` may find something: a look that takes no write lock. It reads every job that has ended."""
+    return tx.one(select(jobs.c.id).where(_outlived(tx)).limit(1)) is not None
+
+
+def _outlived(tx: Tx) -> ColumnElement[bool]:
+    over = jobs.c.finished_at <= tx.now_ms - 1000 * jobs.c.ttl_s  # NULL, and so not over, where the job has none of its own
+    if tx.job_ttl_s is not None:
+        over = or_(over, and_(jobs.c.ttl_s.is_(None), jobs.c.finished_at <= tx.now_ms - int(1000 * tx.job_ttl_s)))
+    pinned = select(checkpoints.c.step).where(checkpoints.c.job_id == jobs.c.id, checkpoints.c.pinned)
+    return and_(jobs.c.finished_at.is_not(None), over, ~pinned.exists())
+
+
+def _origins_in_use(tx: Tx) -> set[str]:
+    """Jobs from whose weights others start that have not ended."""
+    origin = jobs.c.spec["model"]["init_from"].as_string()
+    alive = jobs.c.state.in_([state for state in JobState if state not in TERMINAL])
+    rows = tx.all(select(origin.label("origin")).distinct().where(jobs.c.owner.in_(_owners(tx, true())), alive, origin.is_not(None)))
+    return {row.origin.partition("/")[0] for row in rows}
 
 
 def expire_worker(tx: Tx, worker: str) -> list[str]:

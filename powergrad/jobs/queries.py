@@ -18,7 +18,7 @@ from powergrad.jobs import fleet
 from powergrad.jobs.errors import ArtifactNotFound, JobNotFound
 from powergrad.jobs.lifecycle import LOCAL_OWNER, best_of, checkpoint_id, checkpoint_row, whole_checkpoints
 from powergrad.jobs.spec import JobSpec
-from powergrad.jobs.states import JobState
+from powergrad.jobs.states import TERMINAL, JobState
 from powergrad.jobs.store import Tx, rfc3339
 from powergrad.jobs.tables import IS_QUEUED, artifacts, attempts, events, job_labels, jobs
 
@@ -70,13 +70,13 @@ def get(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> dict[str, Any]:
     if row is None:
         raise JobNotFound(job_id)
     made = tx.all(_ATTEMPTS, {"id": job_id})
-    return _job(row, made, fleet.capacity(tx), tx.now_ms, position=_position(tx, row))
+    return _job(tx, row, made, fleet.capacity(tx), position=_position(tx, row))
 
 
 def shown_new(tx: Tx, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Jobs that this transaction has just stored, as `get` would show each, without reading them back."""
     capacity, positions = fleet.capacity(tx), _new_positions(tx, rows)
-    return [_job(SimpleNamespace(**_UNSET | row), (), capacity, tx.now_ms, position=positions[row["id"]]) for row in rows]
+    return [_job(tx, SimpleNamespace(**_UNSET | row), (), capacity, position=positions[row["id"]]) for row in rows]
 
 
 def _new_positions(tx: Tx, rows: Sequence[dict[str, Any]]) -> dict[str, int]:
@@ -114,7 +114,23 @@ def page(tx: Tx, wanted: Filter, *, limit: int, after: str | None = None, sort: 
     for attempt in tx.all(select(attempts).where(attempts.c.job_id.in_([row.id for row in shown])).order_by(attempts.c.number)):
         made.setdefault(attempt.job_id, []).append(attempt)
     capacity = fleet.capacity(tx)
-    return Page([_job(row, made.get(row.id, []), capacity, tx.now_ms, position=None) for row in shown], len(rows) > limit)
+    return Page([_job(tx, row, made.get(row.id, []), capacity, position=None) for row in shown], len(rows) > limit)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Ids of jobs that have ended, newest first, what they take on disk, and whether more fit."""
+
+    ids: list[str]
+    bytes: int
+    has_more: bool
+
+
+def ended(tx: Tx, wanted: Filter, *, limit: int) -> Ended:
+    """The first jobs that fit and have ended."""
+    over = jobs.c.state.in_(list(TERMINAL))
+    rows = tx.all(select(jobs.c.id, jobs.c.bytes).where(*_conditions(wanted), over).order_by(jobs.c.id.desc()).limit(limit + 1))
+    return Ended([row.id for row in rows[:limit]], sum(row.bytes for row in rows[:limit]), len(rows) > limit)
 
 
 def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
@@ -154,7 +170,7 @@ def _sorted(tx: Tx, query: Select[Any], sort: str, *, after: str | None, owner: 
 
 
 def _job(
-    row: Row[Any] | SimpleNamespace, made: Sequence[Row[Any]], capacity: fleet.Capacity, now_ms: int, *, position: int | None
+    tx: Tx, row: Row[Any] | SimpleNamespace, made: Sequence[Row[Any]], capacity: fleet.Capacity, *, position: int | None
 ) -> dict[str, Any]:
     return {
         "id": row.id,
@@ -169,19 +185,27 @@ def _job(
         "attempts": [_attempt(attempt) for attempt in made],
         "progress": row.progress,
         "metrics": {"latest": row.latest, "best": row.best, "best_step": row.best_step},
-        "queue": {"position": position, "waiting_for": _waiting_for(row, capacity, now_ms)},
+        "queue": {"position": position, "waiting_for": _waiting_for(row, capacity, tx.now_ms)},
         "labels": row.labels,
         "notes": row.notes,
         "priority": row.priority,
-        "retention": row.retention,
+        "retention": {**row.retention, "ttl_seconds": row.ttl_s},
+        "bytes": row.bytes,
         "experiment": row.experiment,
         "trained_seconds": row.trained_ms / 1000,
         "created_at": rfc3339(row.created_at),
         "started_at": rfc3339(row.started_at),
         "finished_at": rfc3339(row.finished_at),
+        "expires_at": rfc3339(_expires_at_ms(tx, row)),
         "version": row.version,
         "revision": row.revision,
     }
+
+
+def _expires_at_ms(tx: Tx, row: Row[Any] | SimpleNamespace) -> int | None:
+    """None while it has not ended, and for ever where neither the job nor the server has a rule."""
+    ttl_s = tx.job_ttl_s if row.ttl_s is None else row.ttl_s
+    return None if row.finished_at is None or ttl_s is None else row.finished_at + int(1000 * ttl_s)
 
 
 def _attempt(row: Row[Any]) -> dict[str, Any]:

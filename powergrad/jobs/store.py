@@ -31,10 +31,11 @@ Parameters = dict[str, Any] | Sequence[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Tx:
-    """One open transaction. now_ms: the database clock at its start."""
+    """One open transaction. now_ms: the database clock at its start. job_ttl_s: of jobs that have none of their own; None is for ever."""
 
     connection: Connection
     now_ms: int
+    job_ttl_s: float | None = None
 
     def run(self, statement: Executable, parameters: Parameters | None = None) -> CursorResult[Any]:
         return self.connection.execute(statement, parameters)
@@ -53,26 +54,28 @@ class Tx:
 class Store:
     """A job database by URL: `sqlite:////abs/path.db` or `postgresql+psycopg://…`.
 
-    clock: milliseconds since 1970, in place of the database's own clock (tests of leases).
+    clock: milliseconds since 1970, in place of the database's own clock (tests of leases).  job_ttl_s: seconds after its end that a job
+    goes which does not say so itself.
     """
 
-    def __init__(self, url: str, *, clock: Clock | None = None, pool_size: int = 5) -> None:
+    def __init__(self, url: str, *, clock: Clock | None = None, pool_size: int = 5, job_ttl_s: float | None = None) -> None:
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._clock = clock
+        self.job_ttl_s = job_ttl_s
         self.engine = _engine(url, is_sqlite=self.is_sqlite, pool_size=pool_size)
 
     @contextmanager
     def read(self) -> Iterator[Tx]:
         """A transaction that only looks; it never waits for a writer on SQLite (WAL)."""
         with self.engine.connect() as connection, connection.begin():
-            yield Tx(connection, self._now_ms(connection))
+            yield Tx(connection, self._now_ms(connection), self.job_ttl_s)
 
     @contextmanager
     def write(self) -> Iterator[Tx]:
         """A transaction that commits when the block ends well and leaves no trace when it raises."""
         with self.engine.connect().execution_options(writes=True) as connection, connection.begin():
-            yield Tx(connection, self._now_ms(connection))
+            yield Tx(connection, self._now_ms(connection), self.job_ttl_s)
 
     def _now_ms(self, connection: Connection) -> int:
         if self._clock is not None:
@@ -97,6 +100,12 @@ def is_unavailable(error: BaseException) -> bool:
     if isinstance(error, PoolTimeout | OperationalError | InterfaceError):
         return True
     return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
+def is_full(error: BaseException) -> bool:
+    """True for errors that say the database's disk is full (SQLSTATE 53100 is PostgreSQL's word)."""
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    return getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(cause, "sqlstate", None) == "53100"
 
 
 def _engine(url: str, *, is_sqlite: bool, pool_size: int) -> Engine:
