@@ -24,7 +24,7 @@ from powergrad.jobs.store import is_unavailable
 MEDIA_TYPE = "application/problem+json"
 SCHEMA_NAME = "Problem"
 RETRY_AFTER_S = 2
-QUOTA_RETRY_S = 60
+QUOTA_RETRY_S = 120  # longer than a client waits by itself: whoever submits is to hear of the quota
 MOST_ERRORS = 100  # more help no one, and a small body can break tens of thousands of rules
 CLIENT_GONE = 499  # nginx's number: HTTP has none for an answer that no one waits for
 

@@ -262,14 +262,21 @@ def percent(value: float | None) -> str:
 # --- errors
 
 
+UNAUTHENTICATED = 401
+KEY_ADVICE = (
+    "Set POWERGRAD_API_KEY to a key that works. Whoever runs the server makes one there: powergrad keys create; what became of the old one: "
+    "powergrad keys list"
+)
+
+
 def describe(error: ApiError) -> str:
-    """A refusal as rich markup: what, then every violation with its place in the spec or the parameter's name."""
+    """A refusal as rich markup: what, then every violation with its place in the spec or the parameter's name, or what to do."""
     head = f"[red]Refused[/] ({error.status}{f' {error.code}' if error.code else ''}): {escape(error.detail or error.title)}"
     width = max((len(violation.place) for violation in error.errors), default=0)
     lines = [
         f"  [bold]{escape(violation.place):{width}}[/]  {escape(violation.detail)}{_got(violation.value)}" for violation in error.errors
     ]
-    return "\n".join([head, *lines])
+    return "\n".join([head, *lines, *([KEY_ADVICE] if error.status == UNAUTHENTICATED else [])])
 
 
 def _got(value: Any) -> str:

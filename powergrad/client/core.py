@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -26,21 +27,28 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 @dataclass(frozen=True)
 class Core:
-    """Where the server is and how patient to be with it."""
+    """Where the server is, how patient to be with it, and what to show it."""
 
     base_url: str
     timeout_s: float
     retries: Retries
+    api_key: str | None = field(default=None, repr=False)
+    """None: a server without keys, on this machine."""
 
     def settings(self) -> dict[str, Any]:
-        """Arguments of httpx2.Client. A proxy from the environment is not asked for this machine's own server."""
+        """Arguments of httpx2.Client. A proxy from the environment is not asked for this machine's own server.
+
+        Redirects are not followed: the API sends none, and a key must not reach another host.
+        """
         from powergrad import __version__
 
+        shown = {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
         return {
             "base_url": self.base_url,
             "timeout": httpx2.Timeout(self.timeout_s, connect=min(5.0, self.timeout_s)),
             "trust_env": urlsplit(self.base_url).hostname not in LOOPBACK,
-            "headers": {"User-Agent": f"powergrad/{__version__}", "Accept": "application/json"},
+            "headers": {"User-Agent": f"powergrad/{__version__}", "Accept": "application/json", **shown},
+            "follow_redirects": False,
         }
 
     def arguments(self, call: Call[Any]) -> dict[str, Any]:
@@ -83,12 +91,18 @@ class Core:
         return Unreachable(self.base_url, cause, refused=isinstance(error, httpx2.ConnectError))
 
 
-def core(base_url: str | None, timeout_s: float, retries: int | Retries) -> Core:
-    """Settings with the defaults filled in: POWERGRAD_URL, else the address that `powergrad up` listens on."""
+KEY = re.compile(r"[\x21-\x7e]+")  # the server knows what a key looks like; here only that a header can hold it
+
+
+def core(base_url: str | None, timeout_s: float, retries: int | Retries, api_key: str | None = None) -> Core:
+    """Settings with the defaults filled in: POWERGRAD_URL, else the address that `powergrad up` listens on; POWERGRAD_API_KEY."""
     url = (base_url or os.environ.get("POWERGRAD_URL") or DEFAULT_URL).rstrip("/")
     if not _is_address(url):
         raise ClientError(f"{url}: must be an http:// or https:// address, such as {DEFAULT_URL}")
-    return Core(url, timeout_s, retries if isinstance(retries, Retries) else Retries(count=retries))
+    key = (api_key or os.environ.get("POWERGRAD_API_KEY") or "").strip()
+    if key and not KEY.fullmatch(key):
+        raise ClientError("the API key (api_key, or POWERGRAD_API_KEY) has characters that no key has: pg_<id>_<secret> is one")
+    return Core(url, timeout_s, retries if isinstance(retries, Retries) else Retries(count=retries), key or None)
 
 
 def _is_address(url: str) -> bool:

@@ -27,12 +27,14 @@ T = TypeVar("T")
 class Client:
     """PowerGrad over HTTP. Raises ApiError where the server refuses, Unreachable where it does not answer.
 
-    base_url: of the server; default $POWERGRAD_URL, else http://127.0.0.1:8642.  timeout_s: of one answer.  retries: how often a call that
-    may safely be repeated is, on connection errors, 429 and 503.
+    base_url: of the server; default $POWERGRAD_URL, else http://127.0.0.1:8642.  api_key: default $POWERGRAD_API_KEY; a server without keys
+    asks for none.  timeout_s: of one answer.  retries: how often a call that may safely be repeated is, on connection errors, 429 and 503.
     """
 
-    def __init__(self, base_url: str | None = None, *, timeout_s: float = 30.0, retries: int | Retries = 5) -> None:
-        self._core = core(base_url, timeout_s, retries)
+    def __init__(
+        self, base_url: str | None = None, *, api_key: str | None = None, timeout_s: float = 30.0, retries: int | Retries = 5
+    ) -> None:
+        self._core = core(base_url, timeout_s, retries, api_key)
         self._http = httpx2.Client(**self._core.settings())
 
     @property
