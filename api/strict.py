@@ -1,4 +1,4 @@
-"""Routes that take no parameter they do not know: a misspelt `dry_run` must not store a job."""
+"""Routes that take no parameter they do not know: a misspelt `dry_run` must not store a job, a misspelt filter not show everything."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api import errors
-from api.access import SAFE_METHODS
 from api.errors import Refused
 
 SHOWN = 64
+PREFIX = "x-prefix"
+"""In a parameter's `openapi_extra`: it is a family, of which each begins so (`label.KEY`), and which the route's function reads itself."""
 
 
 class StrictRoute(APIRoute):
-    """Refuses, with 422, every query parameter that a call which changes something does not declare."""
+    """Refuses, with 422, every query parameter that its function does not declare."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-        if (self.methods or SAFE_METHODS) <= SAFE_METHODS:
-            return handle
-        known = query_names(self.dependant)
+        handle, known = super().get_route_handler(), query_names(self.dependant)
+        prefixes = tuple(parameter[PREFIX] for parameter in (self.openapi_extra or {}).get("parameters", []) if PREFIX in parameter)
 
         async def handle_if_known(request: Request) -> Response:
             if request.scope["query_string"]:
-                refuse_unknown(request, known)
+                refuse_unknown(request, known, prefixes)
             return await handle(request)
 
         return handle_if_known
@@ -71,11 +70,12 @@ def query_names(dependant: Dependant) -> frozenset[str]:
     return own.union(*(query_names(inner) for inner in dependant.dependencies))
 
 
-def refuse_unknown(request: Request, known: frozenset[str]) -> None:
-    """Raises Refused (422) that names every query parameter that is not `known`."""
-    unknown = [name[:SHOWN] for name in request.query_params if name not in known]
+def refuse_unknown(request: Request, known: frozenset[str], prefixes: tuple[str, ...] = ()) -> None:
+    """Raises Refused (422) that names every query parameter that is not `known` and begins with none of `prefixes`."""
+    unknown = [name[:SHOWN] for name in request.query_params if name not in known and not name.startswith(prefixes)]
     if not unknown:
         return
-    rule = "no such parameter; " + (f"there is {', '.join(sorted(known))}" if known else "this call takes none")
+    there = sorted(known) + [f"{prefix}KEY" for prefix in prefixes]
+    rule = "no such parameter; " + (f"there is {', '.join(there)}" if there else "this call takes none")
     found = [{"parameter": name, "code": "unknown_parameter", "detail": rule} for name in unknown]
     raise Refused(errors.INVALID_REQUEST, f"{unknown[0]}: {rule}", errors=found)

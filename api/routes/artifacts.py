@@ -16,12 +16,13 @@ from api.downloads import StoredFile, WithWanted
 from api.errors import Refused
 from api.openapi import STORED, problems
 from api.parts import JobId, WithParts
+from api.strict import StrictRoute
 from powergrad.jobs import queries
 from powergrad.jobs.errors import ArtifactNotFound
 from powergrad.jobs.lifecycle import job_dir
 from powergrad.spec import NAME_PATTERN
 
-router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"])
+router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"], route_class=StrictRoute)
 
 
 @router.get(

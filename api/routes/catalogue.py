@@ -13,12 +13,13 @@ from api.documents import CatalogueDocument, PresetDocument, PresetListDocument
 from api.errors import Refused
 from api.openapi import STORED, problems
 from api.parts import Parts, WithParts
+from api.strict import StrictRoute
 from powergrad import presets
 from powergrad.jobs import fleet
 from powergrad.jobs.spec import JobSpec
 from powergrad.presets import Preset
 
-router = APIRouter(prefix="/v1", tags=["catalogue"])
+router = APIRouter(prefix="/v1", tags=["catalogue"], route_class=StrictRoute)
 
 
 @router.get(

@@ -15,6 +15,7 @@ from api import errors
 from api.access import WithCaller
 from api.openapi import STORED, problems
 from api.parts import JobId, Parts, WithParts
+from api.strict import StrictRoute
 from powergrad.jobs import queries
 from powergrad.jobs.artifacts import Artifacts
 from powergrad.jobs.lifecycle import job_dir
@@ -26,7 +27,7 @@ READ_AT_ONCE = 1 << 18
 MEDIA_TYPE = "text/plain; charset=utf-8"
 
 log = structlog.get_logger(__name__)
-router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["logs"])
+router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["logs"], route_class=StrictRoute)
 
 
 @dataclass(frozen=True)

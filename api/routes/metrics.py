@@ -17,6 +17,7 @@ from api.access import WithCaller
 from api.documents import SeriesListDocument
 from api.openapi import STORED, problems
 from api.parts import JobId, WithParts
+from api.strict import StrictRoute
 from powergrad.jobs import metrics, queries
 from powergrad.jobs.metrics import Series
 
@@ -25,7 +26,7 @@ LARGEST_STEP = 2**63 - 1
 CSV = "text/csv"
 MetricName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
-router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["metrics"])
+router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["metrics"], route_class=StrictRoute)
 
 
 @router.get(

@@ -10,10 +10,11 @@ from api.access import WithCaller
 from api.documents import WorkerListDocument
 from api.openapi import STORED, problems
 from api.parts import WithParts
+from api.strict import StrictRoute
 from powergrad.jobs import fleet
 from powergrad.jobs.keys import Scope
 
-router = APIRouter(prefix="/v1/workers", tags=["workers"])
+router = APIRouter(prefix="/v1/workers", tags=["workers"], route_class=StrictRoute)
 
 
 @router.get(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import httpx2
 import pytest
 from pydantic import BaseModel
 
-from api import documents, errors
+from api import documents, errors, openapi
 from powergrad import presets, protocol
 from powergrad.jobs.states import JobState
 from tests.api.conftest import DIGITS, Api, register_worker
@@ -72,6 +73,40 @@ def test_nothing_is_changed_by_a_call_with_a_parameter_that_is_not_known(api: Ap
     assert tried >= 11
     assert [one["id"] for one in api.http.get("/v1/jobs").json()["data"]] == [job["id"]]
     assert api.job(job["id"])["version"] == job["version"]
+
+
+def test_no_look_ignores_a_parameter_that_it_does_not_know(api: Api) -> None:
+    """A misspelt filter that is ignored is a wrong answer."""
+    job = api.submit()
+    values = {"job_id": job["id"], "name": "x", "checkpoint_id": "best", "task_id": "task_x"}
+    looks = [(method, path) for method, path, _ in operations(api) if method in ("get", "head") and path.startswith("/v1/")]
+    for method, path in looks:
+        url = re.sub(r"{(\w+)}", lambda found: values.get(found[1], "x"), path)
+        answer = api.http.request(method, url, params={"limit_": "1"})
+        assert answer.status_code == 422, (method, path, answer.text)
+        assert method == "head" or [one["parameter"] for one in answer.json()["errors"]] == ["limit_"]
+    assert len(looks) >= 17
+
+
+def test_every_operation_says_what_opens_it(api: Api) -> None:
+    for method, path, operation in operations(api):
+        needs = operation["security"]
+        assert bool(needs) == ((path.startswith("/v1/") or path == "/metrics") and (method, path) != ("post", "/v1/session")), path
+        assert {name for way in needs for name in way} <= api.http.get("/openapi.json").json()["components"]["securitySchemes"].keys()
+        assert bool(needs) == ("401" in operation["responses"]) or path == "/v1/session"
+
+
+def test_every_link_leads_to_an_operation_and_gives_what_its_path_asks_for(api: Api) -> None:
+    paths = {operation["operationId"]: path for _, path, operation in operations(api)}
+    links = [
+        link
+        for _, _, operation in operations(api)
+        for response in operation["responses"].values()
+        for link in response.get("links", {}).values()
+    ]
+    assert {"getJob", "cancelJob", "downloadWeights", "downloadArtifact", "getTask", "getPreset"} <= {link["operationId"] for link in links}
+    for link in links:
+        assert link["parameters"].keys() == openapi.path_names(paths[link["operationId"]])
 
 
 def test_the_routes_are_these(api: Api) -> None:

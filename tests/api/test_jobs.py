@@ -228,7 +228,8 @@ def test_a_label_asked_for_twice_is_refused(api: Api) -> None:
 
 def test_a_sorted_page_after_an_unknown_job_is_refused(any_api: Api) -> None:
     answer = any_api.http.get("/v1/jobs", params={"sort": "-metrics.val_top1", "after": ABSENT})
-    assert problem(answer) == (422, "invalid_request")
+    assert problem(answer) == (404, "job_not_found")
+    assert ABSENT in answer.json()["detail"]
 
 
 # --- moves
