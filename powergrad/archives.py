@@ -385,7 +385,7 @@ def _kind_of(file: IO[bytes]) -> str:
         raise BadArchive("", "is empty: send a zip or tar file")
     if head.startswith(b"\x28\xb5\x2f\xfd"):
         raise BadArchive("", "is compressed with zstd, which is not read here: use gzip, or none")
-    if head[257:262] == b"ustar" or _is_old_tar(head):
+    if head[257:262] == b"ustar" or not any(head) or _is_old_tar(head):
         return "tar"
     raise BadArchive("", "is neither a zip nor a tar file (plain, gzip, bzip2 or xz)")
 
