@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 if TYPE_CHECKING:
     from powergrad.client import ApiError, Client, Job
@@ -129,6 +130,16 @@ def print_json(value: Any, *, compact: bool = False) -> None:
     """One JSON document, or with `compact` one line of JSON lines."""
     sys.stdout.write(json.dumps(value, indent=None if compact else 2, ensure_ascii=False, default=str) + "\n")
     sys.stdout.flush()
+
+
+def print_table(titles: tuple[str, ...], rows: Iterable[Iterable[str]]) -> None:
+    """A table on standard output; its cells are plain text."""
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for title in titles:
+        table.add_column(escape(title), overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    stdout().print(table)
 
 
 def as_json(job: Job) -> dict[str, Any]:

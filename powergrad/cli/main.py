@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from powergrad import __version__
-from powergrad.cli import console, demo, doctor, export, jobs, results, server, train, up
+from powergrad.cli import console, demo, doctor, export, jobs, keys, results, server, train, up
 from powergrad.cli.console import EXIT_CODES, Code, Finish, Problem
 
 CLICK_USAGE = 2
@@ -37,13 +37,14 @@ def root(version: Annotated[bool, typer.Option("--version", callback=_version, i
 
 
 for panel, commands in {
-    "Server": (up.up, demo.demo, doctor.doctor, server.workers, server.models, server.presets),
+    "Server": (up.up, demo.demo, doctor.doctor, keys.quota, server.workers, server.models, server.presets),
     "Jobs": (jobs.init, jobs.submit, jobs.jobs, jobs.show, jobs.watch, jobs.cancel, jobs.pause, jobs.resume, jobs.retry),
     "Results": (results.logs, results.metrics, results.artifacts, results.pull, results.predict),
     "Without a server": (train.train, export.export),
 }.items():
     for command in commands:
         app.command(rich_help_panel=panel, epilog=EXIT_CODES)(command)
+app.add_typer(keys.app, name="keys", rich_help_panel="Server")
 
 
 def main(arguments: list[str] | None = None) -> int:

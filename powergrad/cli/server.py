@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from powergrad.cli import console
 from powergrad.cli.console import JsonOption, UrlOption
@@ -21,7 +19,7 @@ def workers(as_json: JsonOption = False, url: UrlOption = None) -> None:
     elif not found:
         console.say("No worker is alive: queued jobs wait. `powergrad up` starts one.")
     else:
-        _print(("worker", "host", "state", "slots", "devices", "runs"), [_worker_cells(worker) for worker in found])
+        console.print_table(("worker", "host", "state", "slots", "devices", "runs"), [_worker_cells(worker) for worker in found])
 
 
 def models(as_json: JsonOption = False, url: UrlOption = None) -> None:
@@ -33,7 +31,7 @@ def models(as_json: JsonOption = False, url: UrlOption = None) -> None:
     elif not found:
         console.say("No worker has said yet what it can train.")
     else:
-        _print(("model", "family", "parameters", "norm"), [_model_cells(model) for model in found])
+        console.print_table(("model", "family", "parameters", "norm"), [_model_cells(model) for model in found])
 
 
 def presets(
@@ -53,7 +51,7 @@ def presets(
     if as_json:
         console.print_json(found)
     else:
-        _print(("preset", "title", "paper's val top-1"), [_preset_cells(one) for one in found])
+        console.print_table(("preset", "title", "paper's val top-1"), [_preset_cells(one) for one in found])
 
 
 def _preset_cells(preset: dict[str, Any]) -> list[str]:
@@ -86,12 +84,3 @@ def _model_cells(model: dict[str, Any]) -> list[str]:
         f"{parameters / 1e6:.1f} M" if isinstance(parameters, int | float) else "–",
         ", ".join(model.get("norms") or []) or "–",
     ]
-
-
-def _print(titles: tuple[str, ...], rows: list[list[str]]) -> None:
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for title in titles:
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    console.stdout().print(table)

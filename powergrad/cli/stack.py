@@ -92,7 +92,7 @@ class Part:
 class Stack:
     """What `powergrad up` runs. Use as a context manager, or call `start` and `stop`.
 
-    host: loopback only, because this release knows no keys.  port: 0 takes a free one.  slots: per worker; None leaves it to the worker
+    host: beyond loopback the API does not start without a key in the database.  port: 0 takes a free one.  slots: per worker; None leaves it to the worker
     (one per GPU, or one with all cores).  say: hears what happens, one line a time.
     """
 
@@ -108,7 +108,6 @@ class Stack:
 
     def __post_init__(self) -> None:
         self.data_dir = self.data_dir.expanduser().absolute()
-        check_loopback(self.host)
 
     @property
     def url(self) -> str:
@@ -336,16 +335,11 @@ def take_lock(path: Path) -> IO[str]:
     return file
 
 
-def check_loopback(host: str) -> None:
-    """Raises StackError for an address that others could reach."""
-    loopback = host == "localhost"
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
     with contextlib.suppress(ValueError):
-        loopback = loopback or ipaddress.ip_address(host).is_loopback
-    if not loopback:
-        raise StackError(
-            f"--host {host}: must be a loopback address (127.0.0.1, ::1, localhost). This release has no API keys, so whoever could reach "
-            f"the server could run jobs on it. From another machine: ssh -L {DEFAULT_PORT}:127.0.0.1:{DEFAULT_PORT} THIS_HOST"
-        )
+        return ipaddress.ip_address(host).is_loopback
+    return host.lower() == "localhost"
 
 
 def check_port(host: str, port: int) -> int:

@@ -37,6 +37,14 @@ def grant(tx: Tx, owner: str, quota: Quota) -> None:
     tx.run(tx.insert(owners).values(name=owner, **row).on_conflict_do_update(index_elements=["name"], set_=row))
 
 
+def granted(tx: Tx, owner: str) -> Quota:
+    """An owner's limits."""
+    row = tx.one(select(owners).where(owners.c.name == owner))
+    if row is None:
+        return Quota()
+    return Quota(row.max_queued, row.max_running, None if row.max_gpu_ms is None else row.max_gpu_ms / 1000, row.max_bytes)
+
+
 def usage(tx: Tx, owner: str) -> dict[str, Any]:
     """Limits and use of an owner, as JSON."""
     row = tx.one(select(owners).where(owners.c.name == owner))

@@ -190,7 +190,8 @@ def test_an_unreadable_spec_is_told_before_the_server_is_asked(powergrad: Run, n
 def test_an_address_for_others_is_refused(powergrad: Run, tmp_path: Path) -> None:
     asked = powergrad("up", "--host", "0.0.0.0", "--data-dir", str(tmp_path))
     assert asked.returncode == 1
-    assert "must be a loopback address" in asked.stderr
+    assert "--host 0.0.0.0: other machines can reach this address, and there is no key" in asked.stderr
+    assert f"powergrad keys create --data-dir {tmp_path}" in asked.stderr
     assert list(tmp_path.iterdir()) == []
 
 
