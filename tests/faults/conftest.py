@@ -24,7 +24,7 @@ import psutil
 import pytest
 from sqlalchemy import select
 
-from powergrad.cli.stack import free_port, socket_path
+from powergrad.cli.stack import LAUNCHER, free_port, socket_path
 from powergrad.client import ApiError, Client, Unreachable
 from powergrad.client.models import Event
 from powergrad.jobs import tables
@@ -69,7 +69,9 @@ class Site:
 
     def start(self) -> None:
         log = (self.data_dir.parent / "up.log").open("ab")
+        dies_with_us = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid())]  # whatever becomes of this process
         command = [
+            *dies_with_us,
             sys.executable,
             "-m",
             "powergrad.cli.main",
@@ -116,7 +118,11 @@ class Site:
             with suppress(psutil.NoSuchProcess):
                 process.resume()
         if self.up is not None and self.up.poll() is None:
-            self.stop(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self.stop(signal.SIGTERM)
+        if self.up is not None:
+            self.up.kill()
+            self.up.wait()
         for process in family:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -149,7 +155,7 @@ class Site:
     # --- jobs
 
     def submit(self, **changes: Any) -> str:
-        return self.client.submit(tiny_spec(**changes)).id
+        return self.client.submit(small_spec(**changes)).id
 
     def until_checkpoint(self, job_id: str) -> None:
         until(lambda: self.ask(lambda: self.client.checkpoints(job_id)))
@@ -249,6 +255,11 @@ def _sha256(path: Path) -> str | None:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return None
+
+
+def small_spec(**changes: Any) -> dict[str, Any]:
+    """Eight epochs of eleven steps, and a checkpoint of 2 MB after each: three seconds of one core."""
+    return tiny_spec(**{"model": {"name": "resnet20"}, "epochs": 8} | changes)
 
 
 def _title(process: psutil.Process) -> str:

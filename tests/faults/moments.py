@@ -11,15 +11,16 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
+from powergrad.client.models import Job
 from tests.faults.conftest import Site
 from tests.worker.conftest import until
 
-LAST_STEP = 24  # of the 33 of a tiny run: what comes later could find the job ended
+LAST_STEP = 66  # of the 88 of a small run: what comes later could find the job ended
 JITTER_S = 0.2
 
 
 def strike(site: Site, job_id: str, dice: random.Random, *, checkpointed: bool = False) -> str:
-    """Wait for a random moment of a tiny run: just claimed, at some step, after some checkpoint; what it was.
+    """Wait for a random moment of a small run: just claimed, at some step, after some checkpoint; what it was.
 
     checkpointed: only moments with something to go on from.
     """
@@ -85,6 +86,11 @@ def unguarded(site: Site) -> Iterator[None]:
         yield
     finally:
         os.kill(site.up.pid, signal.SIGCONT)
+
+
+def reason_codes(job: Job) -> list[str | None]:
+    """Why each attempt failed; None where it did not."""
+    return [((attempt.model_extra or {}).get("reason") or {}).get("code") for attempt in job.attempts]
 
 
 def pass_by(seconds: float) -> None:
