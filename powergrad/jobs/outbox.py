@@ -123,7 +123,7 @@ def due(tx: Tx, *, limit: int, except_owners: Collection[str] = ()) -> list[Due]
         select(func.min(deliveries.c.id).label("oldest"), deliveries.c.owner, deliveries.c.url)
         .where(_IS_PENDING, deliveries.c.due_at <= tx.now_ms, deliveries.c.owner.not_in(except_owners))
         .group_by(deliveries.c.owner, deliveries.c.url)
-        .order_by(func.min(deliveries.c.due_at))
+        .order_by(func.min(deliveries.c.due_at), func.min(deliveries.c.id))
         .limit(limit)
     )
     return [Due(row.oldest, row.owner, row.url) for row in tx.all(statement)]
