@@ -1,0 +1,35 @@
+"""Refusals of requests that fit the document: what no schema can say, each by its code and with its reason.
+
+A request that fits the document is accepted, or refused by one of these, or refused for what only the server knows (404, 409, 412, 429).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from powergrad.jobs.spec import BEYOND_THE_SCHEMA
+
+OF_SPECS = {(pointer, code): rule for pointer, code, rule in BEYOND_THE_SCHEMA}
+OF_PROBLEMS = {
+    "idempotency_mismatch": "the key came before with another body",
+    "unreadable_image": "which bytes are an image is for a decoder to say",
+}
+OF_CLONES = ("/set", "/from_checkpoint")
+"""Changes to a spec that the server has: only it knows whether the whole still fits."""
+
+
+def is_beyond_the_schema(problem: dict[str, Any]) -> bool:
+    """Whether a 422 is for nothing but what the document cannot say."""
+    if problem.get("code") in OF_PROBLEMS:
+        return True
+    errors = problem.get("errors", [])
+    return bool(errors) and all(_is_expected(one) for one in errors)
+
+
+def _is_expected(error: dict[str, Any]) -> bool:
+    pointer = error.get("pointer") or ""
+    if pointer.startswith(OF_CLONES) or (pointer, error["code"]) in OF_SPECS:
+        return True
+    # to JSON Schema 1.0 is an integer; in a spec an integer is written as one
+    value = error.get("value")
+    return error["code"] == "wrong_type" and isinstance(value, float) and value.is_integer()

@@ -1,0 +1,97 @@
+"""What schemathesis is told beside the document: which ids there are, what not to wait for, and a check of its own: each request is sent
+by the other owner too, who must learn nothing.
+
+schemathesis loads it by SCHEMATHESIS_HOOKS; the site is in the environment, as FUZZ_SITE.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import Any
+
+import requests
+import schemathesis
+from hypothesis import strategies as st
+from schemathesis.core.failures import Failure
+
+from tests.fuzz.expected import is_beyond_the_schema
+
+SITE: dict[str, Any] = json.loads(os.environ["FUZZ_SITE"])
+ID = re.compile(r"\b(?:job|task|ds|dataset|webhook|exp)_[0-9A-HJKMNP-TV-Z]{26}\b")
+LONGEST_WAIT_S = 0.05
+STREAMS = ("true", "1", "on", "t", "y", "yes")
+
+_session = requests.Session()
+_session.trust_env = False
+of_anna: set[str] = set(SITE["ids"][SITE["anna"]])
+of_bert: set[str] = set(SITE["ids"][SITE["bert"]])
+
+
+@schemathesis.hook
+def before_call(_: schemathesis.HookContext, case: schemathesis.Case[Any], __: dict[str, Any]) -> None:
+    """Nothing is waited for: `wait` and `follow` are right questions whose answers take a minute, or as long as a job."""
+    query = case.query or {}
+    if _number(query.get("wait")) > LONGEST_WAIT_S:
+        query["wait"] = LONGEST_WAIT_S
+    if str(query.get("follow", "")).lower() in STREAMS:
+        query["follow"] = "false"
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+
+
+@schemathesis.hook
+def flatmap_path_parameters(_: schemathesis.HookContext, found: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Half of the paths lead to what is there, Bert's jobs among them."""
+    known = {name: st.sampled_from(SITE["known"][name]) for name in found if name in SITE["known"]}
+    return st.one_of(st.just(found), st.fixed_dictionaries(known).map(lambda drawn: found | drawn)) if known else st.just(found)
+
+
+@schemathesis.hook
+def filter_case(_: schemathesis.HookContext, case: schemathesis.Case[Any]) -> bool:
+    """Nobody deletes what the others of these requests look at, revokes the keys they are made with, or takes their owners' quotas away."""
+    path = json.dumps(case.path_parameters, default=str)
+    return not (case.method.upper() in ("DELETE", "PUT", "PATCH") and any(kept in path for kept in SITE["kept"]))
+
+
+@schemathesis.hook
+def filter_failure(_: schemathesis.HookContext, failure: Failure, case: schemathesis.Case[Any], response: schemathesis.Response) -> bool:
+    """Whether it is one: not if a request was refused for what the document cannot say."""
+    return not (type(failure).__name__ == "RejectedPositiveData" and response.status_code == 422 and is_beyond_the_schema(response.json()))
+
+
+class TellsAnother(Failure):
+    """An answer to one owner has something of the other's in it."""
+
+    __slots__ = ()
+
+
+@schemathesis.check
+def owners_are_apart(_: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case[Any]) -> None:
+    """Sent with the other's key, the same request tells nothing of the first one's."""
+    sent = response.request
+    if sent.headers.get("Authorization") != f"Bearer {SITE['key']}":
+        return
+    asked = f"{sent.url} {sent.headers} {sent.body!r}"
+    if response.status_code < 300:
+        of_anna.update(set(ID.findall(response.content.decode(errors="replace"))) - of_bert)
+    other = sent.copy()
+    other.headers["Authorization"] = f"Bearer {SITE['other_key']}"
+    answer = _session.send(other, timeout=30, allow_redirects=False)
+    of_bert.update(set(ID.findall(answer.text)) - of_anna)
+    _judge(case, answer, asked)
+
+
+def _judge(case: schemathesis.Case[Any], answer: requests.Response, asked: str) -> None:
+    told = (of_anna & set(ID.findall(answer.text))) | ({SITE["anna"]} if SITE["anna"] in answer.text else set())
+    secret = sorted(one for one in told if one not in asked)
+    reached = answer.status_code < 400 and of_anna & set(ID.findall(answer.request.url or ""))
+    if secret or reached or answer.status_code >= 500:
+        message = f"{answer.status_code} to the other owner; of the first one's: {secret or reached}\n{answer.text[:500]}"
+        raise TellsAnother(operation=case.operation.label, title="An answer to the other owner", message=message)
