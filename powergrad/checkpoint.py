@@ -1,8 +1,9 @@
 """Checkpoints that are either whole or do not exist.
 
 A checkpoint is a directory `checkpoints/a<attempt>/step-<step>` below the run's: model.safetensors (the weights and buffers, nothing
-else: equal weights are equal bytes), state.pt (what resuming needs besides) and manifest.json (sizes and sha256 of both). It is written
-under a temporary name, flushed file by file with the manifest last, renamed, and read back. What has no manifest does not exist.
+else: equal weights are equal bytes), state.pt (what resuming needs besides) and manifest.json (sizes and sha256 of both, of what was
+handed to the file system). It is written under a temporary name, flushed file by file with the manifest last, read back from the disk,
+and renamed. What has no manifest does not exist.
 Nothing of another attempt's directory is ever written or removed: a thawed old attempt cannot touch its successor's files.
 """
 
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -29,7 +30,7 @@ from powergrad import __version__
 FORMAT = 1
 MODEL, AVERAGE, STATE, MANIFEST = "model.safetensors", "ema.safetensors", "state.pt", "manifest.json"
 UNFINISHED = ".unfinished-"
-SPARE_BYTES = 2**20  # manifest, file names and directory blocks
+SPARE_BYTES = 2**23  # directory blocks, and what the log and a database on the same disk go on with while the checkpoint stands there
 
 
 class CheckpointError(Exception):
@@ -137,7 +138,7 @@ def publish(
     """Writes a checkpoint, or returns the one that is there already with the same weights.
 
     weights: the model's state_dict, on any device; ema: their average's.  state: tensors, numbers, strings, lists and dicts only (`torch.load` reads it back
-    with weights_only=True).  Raises StorageFull, CheckpointExists, OSError.
+    with weights_only=True).  Raises StorageFull, CheckpointExists, CheckpointBroken (it does not read back), OSError.
     """
     tensors = {MODEL: weights} | ({} if ema is None else {AVERAGE: ema})
     parent = attempt_dir(run_dir, attempt)
@@ -150,20 +151,24 @@ def publish(
         unfinished.mkdir()
         try:
             manifest = _write(unfinished, attempt=attempt, step=step, epoch=epoch, tensors=tensors, state=state)
+            if verify(unfinished, from_disk=True) != manifest:
+                raise CheckpointBroken(f"{unfinished / MANIFEST}: does not read back as it was written: check the disk")
             if not _is_there(final, manifest):
                 os.rename(unfinished, final)
                 _sync_dir(parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-    verify(final, sha256=manifest.model.sha256)
     return Published(final.name, relative_path(attempt=attempt, step=step), manifest)
 
 
-def verify(path: Path, *, sha256: str | None = None) -> Manifest:
+def verify(path: Path, *, sha256: str | None = None, from_disk: bool = False) -> Manifest:
     """The manifest of a checkpoint whose files have all been read and compared with it.
 
-    sha256: of the model.safetensors that is meant, if known.  Raises CheckpointBroken that names the file.
+    sha256: of the model.safetensors that is meant, if known.  from_disk: not from the system's memory of what was written, where the
+    system can forget it (it cannot on tmpfs).  Raises CheckpointBroken that names the file.
     """
+    if from_disk:
+        _forget_cached(path)
     manifest = read_manifest(path)
     for name, entry in manifest.files.items():
         found = _digest(path / name)
@@ -212,12 +217,15 @@ def discard_unfinished(run_dir: Path, *, attempt: int) -> None:
 def _write(
     directory: Path, *, attempt: int, step: int, epoch: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
 ) -> Manifest:
+    entries: dict[str, FileEntry] = {}
     for name, weights in tensors.items():
         with _flushed(directory / name) as file:
             # contiguous: the layout in memory (channels last, say) is no property of the weights
             file.write(save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}))
+        entries[name] = file.entry
     with _flushed(directory / STATE) as file:
         torch.save(dict(state), file)
+    entries[STATE] = file.entry
     manifest = Manifest(
         format=FORMAT,
         step=step,
@@ -225,7 +233,7 @@ def _write(
         attempt=attempt,
         torch=torch.__version__,
         powergrad=__version__,
-        files={name: _digest(directory / name) for name in (*tensors, STATE)},
+        files=entries,
     )
     with _flushed(directory / MANIFEST) as file:
         file.write((json.dumps(manifest.model_dump(), indent=1) + "\n").encode())
@@ -234,9 +242,15 @@ def _write(
 
 
 def _is_there(final: Path, manifest: Manifest) -> bool:
+    """Whether the same weights are published. What lies there broken makes room: nobody can go on from it."""
     if not final.exists():
         return False
-    if verify(final).model != manifest.model:
+    try:
+        published = verify(final)
+    except CheckpointBroken:
+        shutil.rmtree(final)
+        return False
+    if published.model != manifest.model:
         raise CheckpointExists(f"{final}: holds other weights of the same attempt and step: choose another run directory or attempt")
     return True
 
@@ -249,12 +263,40 @@ def _digest(path: Path) -> FileEntry:
         raise CheckpointBroken(f"{path}: cannot be read ({error.strerror})") from error
 
 
+class _Counted:
+    """A file being written, and what it must hold: counted on the way in, so that a disk which keeps something else is found out."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._sha256, self._bytes = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._sha256.update(data)
+        self._bytes += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    @property
+    def entry(self) -> FileEntry:
+        return FileEntry(sha256=self._sha256.hexdigest(), bytes=self._bytes)
+
+
 @contextmanager
 def _flushed(path: Path) -> Iterator[Any]:
     with path.open("xb") as file:
-        yield file
+        yield _Counted(file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _forget_cached(directory: Path) -> None:
+    """Have flushed files read from the disk the next time (Linux; elsewhere they are read from where the system likes)."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for path in directory.iterdir():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _sync_dir(path: Path) -> None:

@@ -12,8 +12,12 @@ def write(path: Path, content: bytes) -> Path:
     """The path, at which the content now lies, instead of what was there before. Its folder is made. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(UNFINISHED + path.name)
-    unfinished.write_bytes(content)
-    return publish(unfinished, path)
+    try:
+        unfinished.write_bytes(content)
+        return publish(unfinished, path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)  # a disk that is full is not to be filled with what nobody will read
+        raise
 
 
 def publish(unfinished: Path, final: Path) -> Path:

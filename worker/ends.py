@@ -5,6 +5,7 @@ Pure but for reading the log's tail and the cgroup's counter.
 
 from __future__ import annotations
 
+import errno
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from worker.template import LOST_EXIT
 
 LOG_TAIL_LINES = 50
 LOG_TAIL_BYTES = 64 * 1024
+STORAGE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
 
 Why = Literal["told_to_stop", "stalled", "deadline"]
@@ -65,7 +67,10 @@ def classify(ending: Ending, log_path: Path) -> End:
 
 
 def not_started(error: BaseException) -> End:
-    """The template could not be asked for a trainer: it died, and another is on its way."""
+    """The template could not be asked for a trainer: it died, and another is on its way; or there is no room for the log."""
+    if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+        detail = f"{error.filename or 'the log'}: {error.strerror}"
+        return End(Outcome.FAILED, Reason(ReasonCode.STORAGE, detail, "Check the disk and its free space: the job goes on by itself.", {}))
     detail = f"the template process did not start a trainer: {error!r}"
     return End(Outcome.FAILED, Reason(ReasonCode.WORKER_LOST, detail, "It goes on by itself.", {}))
 

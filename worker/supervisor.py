@@ -13,7 +13,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from pathlib import Path
 import structlog
 
 from powergrad import protocol
-from powergrad.jobs import lifecycle
+from powergrad.jobs import lifecycle, sweeper
 from powergrad.jobs.artifacts import Artifacts
 from powergrad.jobs.errors import Fenced
 from powergrad.jobs.states import End, JobState, Outcome, ReasonCode
@@ -81,7 +81,7 @@ def supervise(bench: Bench, claim: lifecycle.Claim, taken: TakenSlots) -> JobSta
 class _Supervision:
     def __init__(self, bench: Bench, claim: lifecycle.Claim, taken: TakenSlots) -> None:
         self.bench, self.claim, self.taken = bench, claim, taken
-        self.run_dir = bench.artifacts.local_dir(lifecycle.job_dir(claim.run.job_id))
+        self.run_dir = bench.artifacts.local_path(lifecycle.job_dir(claim.run.job_id))
         self.log_path = self.run_dir / "logs" / f"a{claim.run.attempt}.log"
         self.lines = _Lines()
         self.unsaid: list[protocol.Message] = []  # read from the trainer, not stored yet
@@ -92,7 +92,7 @@ class _Supervision:
         self.started_s = self.progressed_s = self.flushed_s = time.monotonic()
 
     def run(self) -> JobState:
-        _clear_leftovers(self.run_dir, self.claim.run.attempt - 1, {point.path for point in self.claim.resume})
+        _clear_leftovers(self.run_dir, self.claim.run.attempt - 1, self.claim.stored)
         lease = _Lease(self.bench, self.claim.run, started_s=self.started_s)
         try:
             trainer, events_fd = self._start(lease)
@@ -134,7 +134,7 @@ class _Supervision:
             resume=self.claim.resume,
             deadline_s=lease.deadline_s,
         )
-        self.log_path.parent.mkdir(exist_ok=True)
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
         log_fd = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         events_fd, events_out = os.pipe()
         control_in, control_fd = os.pipe()
@@ -252,14 +252,15 @@ class _Supervision:
     def _store(self, lease: _Lease) -> bool:
         """Write down what was heard; False when the database is away (it is kept and tried again)."""
         self.flushed_s = time.monotonic()
+        wrote_checkpoint = any(isinstance(message, protocol.CheckpointWritten) for message in self.unsaid)
         try:
             with self.bench.store.write() as tx:
                 lease.state = lifecycle.record(tx, self.claim.run, self.unsaid, said_before=self.said_before)
-            wrote_checkpoint = any(isinstance(message, protocol.CheckpointWritten) for message in self.unsaid)
+                # in one transaction: an older checkpoint goes only when the newer, which its trainer has read back, is on record
+                gone = lifecycle.prune(tx, self.claim.run) if wrote_checkpoint else []
             self.said_before += len(self.unsaid)
             self.unsaid = []
-            if wrote_checkpoint:
-                self._prune()
+            self._free(gone)
         except Fenced:
             lease.fence()
             raise
@@ -274,11 +275,8 @@ class _Supervision:
         while self.unsaid and not self._store(lease):
             time.sleep(RETRY_S)
 
-    def _prune(self) -> None:
-        with self.bench.store.write() as tx:
-            gone = lifecycle.prune(tx, self.claim.run)
-        for path in gone:
-            self.bench.artifacts.delete(f"{lifecycle.job_dir(self.claim.run.job_id)}/{path}")
+    def _free(self, pruned: list[str]) -> None:
+        sweeper.free(self.bench.store, self.bench.artifacts, [f"{lifecycle.job_dir(self.claim.run.job_id)}/{path}" for path in pruned])
 
     def _finish(self, end: End, lease: _Lease) -> JobState:
         if end.outcome is Outcome.FAILED and end.reason is not None:
@@ -414,7 +412,7 @@ class _Lines:
         return lines
 
 
-def _clear_leftovers(run_dir: Path, last_attempt: int, registered: set[str]) -> None:
+def _clear_leftovers(run_dir: Path, last_attempt: int, registered: Collection[str]) -> None:
     """Free what attempts up to `last_attempt` wrote and no row names: cut off between publishing and telling, or written anew since."""
     for attempt_dir in (run_dir / "checkpoints").glob("a*"):
         if not attempt_dir.name[1:].isdigit() or int(attempt_dir.name[1:]) > last_attempt:
