@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import structlog
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -19,7 +20,7 @@ from starlette.responses import Response
 from api import errors
 from api.access import WithCaller, caller_of
 from api.bodies import ABSENT, JsonBody, checked, read_json, required
-from api.documents import JobDocument, JobListDocument
+from api.documents import DeletionDocument, JobDocument, JobListDocument
 from api.errors import Refused, parameter_error
 from api.etags import matches
 from api.openapi import BODY, CHANGES, NEW_JOB, STORED, json_request, only_what_is_given, problems
@@ -86,11 +87,29 @@ class RetryBody(SpecModel):
     """New limits; what is left out stays."""
 
 
+def _not_null(value: Any) -> Any:
+    if value is None:
+        raise PydanticCustomError("wrong_type", "must not be null: leave it out to keep what is there")
+    return value
+
+
+def _only_ttl_may_be_null(schema: dict[str, Any]) -> None:
+    ttl = {key: value for key, value in schema["properties"]["ttl_seconds"].items() if key != "default"}
+    only_what_is_given(schema)
+    schema["properties"]["ttl_seconds"] = ttl
+
+
 class RetentionBody(SpecModel):
+    model_config = ConfigDict(json_schema_extra=_only_ttl_may_be_null)
+
     keep_last: int | None = Field(default=None, ge=1, le=1000)
     """Newest checkpoints kept."""
     keep_best: int | None = Field(default=None, ge=1, le=1000)
     """Best checkpoints kept."""
+    ttl_seconds: float | None = Field(default=None, ge=0.0, le=1e9)
+    """Seconds after its end that the job is deleted with all its files, unless a checkpoint is pinned; null is the server's own rule."""
+
+    _no_null = field_validator("keep_last", "keep_best", mode="before")(_not_null)
 
 
 class AmendBody(SpecModel):
@@ -105,12 +124,7 @@ class AmendBody(SpecModel):
     priority: int | None = Field(default=None, ge=0, le=9)
     retention: RetentionBody | None = None
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_null(cls, value: Any) -> Any:
-        if value is None:
-            raise PydanticCustomError("wrong_type", "must not be null: leave it out to keep what is there")
-        return value
+    _no_null = field_validator("*", mode="before")(_not_null)
 
 
 BODIES = (JobSpec, CloneBody, RetryBody, AmendBody)
@@ -281,6 +295,28 @@ BY_LABEL: dict[str, Any] = {
 """Of OpenAPI: an object's exploded members are parameters of their own, so that these are called `label.KEY`."""
 
 
+async def _filter(
+    caller: WithCaller,
+    request: Request,
+    experiment: Annotated[str | None, Query(pattern=NAME_PATTERN)] = None,
+    created_after: Annotated[AwareDatetime | None, Query()] = None,
+    created_before: Annotated[AwareDatetime | None, Query()] = None,
+    q: Annotated[str | None, Query(max_length=128, pattern=PLAIN_TEXT, description="Part of a name, or the start of an id.")] = None,
+) -> queries.Filter:
+    """The caller's jobs that were asked for, in whatever state; a route that takes it has BY_LABEL among its parameters."""
+    return queries.Filter(
+        owner=caller.owner,
+        labels=_labels_asked(request),
+        experiment=experiment,
+        created_after_ms=_milliseconds(created_after),
+        created_before_ms=_milliseconds(created_before),
+        q=q or None,
+    )
+
+
+WithFilter = Annotated[queries.Filter, Depends(_filter)]
+
+
 @router.get(
     "",
     operation_id="listJobs",
@@ -291,31 +327,17 @@ BY_LABEL: dict[str, Any] = {
 )
 def list_jobs(
     parts: WithParts,
-    caller: WithCaller,
-    request: Request,
+    wanted: WithFilter,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(description="`last_id` of the page before.", pattern=f"^{JOB_ID.pattern}$")] = None,
     state: Annotated[list[JobState] | None, Query(description="Repeat for several.")] = None,
-    experiment: Annotated[str | None, Query(pattern=NAME_PATTERN)] = None,
-    created_after: Annotated[AwareDatetime | None, Query()] = None,
-    created_before: Annotated[AwareDatetime | None, Query()] = None,
-    q: Annotated[str | None, Query(max_length=128, pattern=PLAIN_TEXT, description="Part of a name, or the start of an id.")] = None,
     sort: Annotated[
         str | None, Query(pattern=SORT_PATTERN, description="-created_at, or by a best metric: -metrics.val_top1 is best first.")
     ] = None,
 ) -> Response:
-    wanted = queries.Filter(
-        owner=caller.owner,
-        states=tuple(dict.fromkeys(state or ())),
-        labels=_labels_asked(request),
-        experiment=experiment,
-        created_after_ms=None if created_after is None else round(created_after.timestamp() * 1000),
-        created_before_ms=None if created_before is None else round(created_before.timestamp() * 1000),
-        q=q,
-    )
     by = None if sort == "-created_at" else sort
     with parts.store.read() as tx:
-        page = queries.page(tx, wanted, limit=limit, after=after, sort=by)
+        page = queries.page(tx, replace(wanted, states=_each_once(state)), limit=limit, after=after, sort=by)
     ids = [job["id"] for job in page.data]
     return JSONResponse(
         {
@@ -326,6 +348,14 @@ def list_jobs(
             "last_id": ids[-1] if ids else None,
         }
     )
+
+
+def _each_once(states: Sequence[JobState] | None) -> tuple[JobState, ...]:
+    return tuple(dict.fromkeys(states or ()))
+
+
+def _milliseconds(moment: AwareDatetime | None) -> int | None:
+    return None if moment is None else round(moment.timestamp() * 1000)
 
 
 def _labels_asked(request: Request) -> dict[str, str]:
@@ -487,7 +517,7 @@ def amend(
     wanted = checked(AmendBody, required(body))
     given = {name: getattr(wanted, name) for name in wanted.model_fields_set}
     if wanted.retention is not None:
-        given["retention"] = wanted.retention.model_dump(exclude_none=True)
+        given["retention"] = wanted.retention.model_dump(exclude_unset=True)
     version = None if if_match is None else version_of(if_match)
     return _changed(
         parts,
@@ -538,3 +568,42 @@ def delete(parts: WithParts, caller: WithCaller, job_id: JobId) -> Response:
         with parts.store.write() as tx:
             lifecycle.freed(tx, directory)
     return Response(status_code=204)
+
+
+EndedState = Literal[JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]
+MOST_DELETED = 1000  # rows of so many jobs go in well below a second, for which the other writers wait
+
+
+@router.delete(
+    "",
+    operation_id="deleteJobs",
+    summary="Delete the jobs that fit and have ended, with their files",
+    response_model=DeletionDocument,
+    responses={
+        200: {"description": "They are gone, and their files within seconds. With dry_run: what would go."},
+        **problems(*STORED, *CHANGES),
+    },
+    openapi_extra={"parameters": [BY_LABEL]},
+)
+def delete_many(
+    parts: WithParts,
+    wanted: WithFilter,
+    limit: Annotated[int, Query(ge=1, le=MOST_DELETED, description="How many at most in this call.")] = 100,
+    state: Annotated[list[EndedState] | None, Query(description="Repeat for several; default all that a job can end in.")] = None,
+    dry_run: Annotated[bool, Query(description="Delete nothing: only say what would go.")] = False,
+) -> Response:
+    if wanted == queries.Filter(owner=wanted.owner) and not state:
+        raise parameter_error("state", "missing_filter", "must be given, or another filter: a call without any would delete all jobs")
+    wanted = replace(wanted, states=_each_once(state))
+    if dry_run:
+        with parts.store.read() as tx:
+            found = queries.ended(tx, wanted, limit=limit)
+        return _deletion(found.ids, found.bytes, has_more=found.has_more)
+    with parts.store.write() as tx:
+        found = queries.ended(tx, wanted, limit=limit)
+        gone = lifecycle.remove_all(tx, found.ids, owner=wanted.owner)
+    return _deletion(gone.ids, gone.bytes, has_more=found.has_more)
+
+
+def _deletion(job_ids: list[str], total_bytes: int, *, has_more: bool) -> Response:
+    return JSONResponse({"object": "deletion", "deleted": job_ids, "bytes": total_bytes, "has_more": has_more})

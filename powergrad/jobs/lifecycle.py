@@ -438,7 +438,7 @@ def remove(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> str:
 
 @dataclass(frozen=True)
 class Removed:
-    """Jobs that were deleted, and what their checkpoints and artifacts took."""
+    """Jobs that were deleted, newest first, and what their checkpoints and artifacts took."""
 
     ids: list[str]
     bytes: int
@@ -448,7 +448,7 @@ def remove_all(tx: Tx, job_ids: Sequence[str], *, owner: str = LOCAL_OWNER) -> R
     """Delete the owner's jobs among these that have ended; the others are left. Their files stay a debt, for the sweeper."""
     mine = (jobs.c.id.in_(list(job_ids)), jobs.c.owner == owner, jobs.c.state.in_(list(TERMINAL)))
     rows = tx.all(_for_update(tx, select(jobs.c.id, jobs.c.bytes).where(*mine).order_by(jobs.c.id)))
-    ids = [row.id for row in rows]
+    ids = [row.id for row in reversed(rows)]
     _forget(tx, ids)
     return Removed(ids, sum(row.bytes for row in rows))
 
