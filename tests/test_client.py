@@ -327,6 +327,61 @@ def test_a_stream_of_a_job_that_is_not_there_is_refused(ask: Ask) -> None:
         ask(server, "stream", "job_1")
 
 
+# --- the log that is followed
+
+LOG = "one\nzwölf\nthree\n".encode()
+
+
+def log_part(start: int, end: int, *, complete: bool = False, cut: bool = False) -> Answer:
+    """LOG from `start`, in two chunks, to `end`, where it ends well or is reset."""
+
+    def send(handler: Handler) -> None:
+        handler.send_response(200)
+        for name, value in {"transfer-encoding": "chunked", "log-offset": str(start), "log-complete": str(complete).lower()}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        middle = (start + end) // 2
+        for block in (LOG[start:middle], LOG[middle:end]):
+            if block:
+                handler.wfile.write(b"%x\r\n%s\r\n" % (len(block), block))
+        handler.wfile.flush()
+        if not cut:
+            handler.wfile.write(b"0\r\n\r\n")
+        handler.close_connection = cut
+
+    return send
+
+
+def queries_of(server: FaultyServer) -> list[str]:
+    return [asked.path.partition("?")[2] for asked in server.asked]
+
+
+def test_a_followed_log_goes_on_where_it_broke_in_the_middle_of_a_character_too(ask: Ask) -> None:
+    half = LOG.index("ö".encode()) + 1
+    script = (log_part(0, half, cut=True), drop, answer(503), log_part(half, half + 4), log_part(half + 4, len(LOG), complete=True))
+    with FaultyServer(*script) as server:
+        assert "".join(ask(server, "follow_logs", "job_1")) == LOG.decode()
+    wanted = [half, half, half, half + 4]
+    assert queries_of(server) == ["follow=true", *(f"follow=true&offset={offset}" for offset in wanted)]
+
+
+def test_a_followed_tail_goes_on_from_where_the_server_said_it_begins(ask: Ask) -> None:
+    with FaultyServer(log_part(4, 4, cut=True), log_part(4, len(LOG), complete=True)) as server:
+        assert "".join(ask(server, "follow_logs", "job_1", tail=2)) == LOG[4:].decode()
+    assert queries_of(server) == ["follow=true&tail=2", "follow=true&offset=4"]
+
+
+def test_a_log_that_ends_before_its_job_is_asked_for_again_but_not_for_ever(ask: Ask) -> None:
+    with FaultyServer(log_part(0, 0)) as server, pytest.raises(Unreachable, match="before its end"):
+        ask(server, "follow_logs", "job_1", retries=Retries(count=3, first_s=0.001))
+    assert len(server.asked) == 4
+
+
+def test_a_log_of_a_job_that_is_not_there_is_refused(ask: Ask) -> None:
+    with FaultyServer(problem(404, code="job_not_found", detail="no such job")) as server, pytest.raises(ApiError, match="no such job"):
+        ask(server, "follow_logs", "job_1")
+
+
 # --- downloads
 
 

@@ -13,6 +13,7 @@ from starlette.responses import Response, StreamingResponse
 
 from api import errors
 from api.access import WithCaller
+from api.errors import parameter_error
 from api.openapi import STORED, problems
 from api.parts import JobId, Parts, WithParts
 from api.strict import StrictRoute
@@ -24,10 +25,23 @@ from powergrad.jobs.store import Tx, is_unavailable
 
 LOOK_S = 0.3  # how often a follower looks at the file: a log line tells nobody that it was written
 READ_AT_ONCE = 1 << 18
+LARGEST_OFFSET = 2**63 - 1
 MEDIA_TYPE = "text/plain; charset=utf-8"
 
 log = structlog.get_logger(__name__)
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["logs"], route_class=StrictRoute)
+
+
+HEADERS = {
+    "Log-Offset": {
+        "schema": {"type": "integer"},
+        "description": "Where the text begins: bytes of all attempts' logs before it. That and the bytes received is the `offset` to go on from.",
+    },
+    "Log-Complete": {
+        "schema": {"type": "string", "enum": ["true", "false"]},
+        "description": "Whether the job was over when this was asked for: then this text is the end of it.",
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -38,13 +52,23 @@ class Place:
     offset: int
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a request begins with. offset: of `place` in all the logs; is_over: whether the job is."""
+
+    attempts: list[int]
+    place: Place
+    offset: int
+    is_over: bool
+
+
 @router.get(
     "/logs",
     operation_id="getLogs",
     summary="What a job's trainers wrote",
     response_class=Response,
     responses={
-        200: {"description": "Text, attempt after attempt.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+        200: {"description": "Text, attempt after attempt.", "content": {"text/plain": {"schema": {"type": "string"}}}, "headers": HEADERS},
         **problems(*STORED, errors.JOB_NOT_FOUND),
     },
 )
@@ -53,23 +77,50 @@ async def logs(
     caller: WithCaller,
     job_id: JobId,
     tail: Annotated[int | None, Query(ge=0, le=1_000_000, description="Only so many of the last lines.")] = None,
+    offset: Annotated[int | None, Query(ge=0, le=LARGEST_OFFSET, description="Only what is behind so many bytes; not with `tail`.")] = None,
     follow: Annotated[bool, Query(description="Go on with what is written until the job ends.")] = False,
 ) -> Response:
-    attempts, start = await run_in_threadpool(_start, parts, job_id, caller.owner, tail)
-    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    if tail is not None and offset is not None:
+        raise parameter_error("offset", "conflict", "must not be given with tail", offset)
+    start = await run_in_threadpool(_start, parts, job_id, caller.owner, tail, offset)
+    headers = {
+        "Cache-Control": "no-store",
+        "X-Accel-Buffering": "no",
+        "X-Content-Type-Options": "nosniff",
+        "Log-Offset": str(start.offset),
+        "Log-Complete": str(start.is_over).lower(),
+    }
     if follow:
-        return StreamingResponse(_follow(parts, job_id, caller.owner, start), media_type=MEDIA_TYPE, headers=headers)
-    return StreamingResponse(_written(parts.artifacts, job_id, attempts, start), media_type=MEDIA_TYPE, headers=headers)
+        return StreamingResponse(_follow(parts, job_id, caller.owner, start.place), media_type=MEDIA_TYPE, headers=headers)
+    return StreamingResponse(_written(parts.artifacts, job_id, start.attempts, start.place), media_type=MEDIA_TYPE, headers=headers)
 
 
 def log_path(job_id: str, attempt: int) -> str:
     return f"{job_dir(job_id)}/logs/a{attempt}.log"
 
 
-def _start(parts: Parts, job_id: str, owner: str, tail: int | None) -> tuple[list[int], Place]:
+def _start(parts: Parts, job_id: str, owner: str, tail: int | None, offset: int | None) -> Start:
     with parts.store.read() as tx:
         attempts = queries.attempt_numbers(tx, job_id, owner=owner)
-    return attempts, Place(1, 0) if tail is None else place_of_tail(parts.artifacts, job_id, attempts, tail)
+        _, is_over = _standing(tx, job_id, owner)
+    if tail is None:
+        place = place_of_offset(parts.artifacts, job_id, attempts, offset or 0)
+    else:
+        place = place_of_tail(parts.artifacts, job_id, attempts, tail)
+    before = sum(parts.artifacts.size(log_path(job_id, attempt)) or 0 for attempt in attempts if attempt < place.attempt)
+    return Start(attempts, place, before + place.offset, is_over)
+
+
+def place_of_offset(artifacts: Artifacts, job_id: str, attempts: Sequence[int], offset: int) -> Place:
+    """Where byte `offset` of all logs is; the end, where they are not that long."""
+    place = Place(1, 0)
+    for attempt in attempts:
+        size = artifacts.size(log_path(job_id, attempt)) or 0
+        place = Place(attempt, min(offset, size))
+        if offset <= size:
+            break
+        offset -= size
+    return place
 
 
 def place_of_tail(artifacts: Artifacts, job_id: str, attempts: Sequence[int], lines: int) -> Place:

@@ -16,7 +16,7 @@ import httpx2
 
 from powergrad.client import calls
 from powergrad.client.calls import Artifacts, Call, Checkpoints, Json, Rows, Spec
-from powergrad.client.core import CUT, QUIET_STREAM_S, TASK_LOOK_S, Patience, Place, chosen, core, named, predicted
+from powergrad.client.core import CUT, QUIET_STREAM_S, TASK_LOOK_S, LogPlace, Patience, Place, chosen, core, named, predicted
 from powergrad.client.download import PartialFile, target_of
 from powergrad.client.models import Artifact, Checkpoint, Event, EventPage, Health, Job, JobPage, Prediction, Task
 from powergrad.client.retries import Retries
@@ -175,16 +175,30 @@ class AsyncClient:
         return await self.send(calls.metrics_csv(job_id, names, points))
 
     async def logs(self, job_id: str, *, tail: int | None = None) -> str:
-        return await self.send(calls.logs(job_id, tail, follow=False))
+        return await self.send(calls.logs(job_id, tail))
 
     async def follow_logs(self, job_id: str, *, tail: int | None = None) -> AsyncIterator[str]:
-        """Log text as it comes, until the job has ended. A broken connection raises Unreachable: logs have no place to go on from."""
-        try:
-            async with self._open(calls.logs(job_id, tail, follow=True), read_s=None) as response:
-                async for text in response.aiter_text():
-                    yield text
-        except httpx2.TransportError as error:
-            raise self._core.unreachable(error) from error
+        """Log text as it comes, until the job has ended: no gap and no repeat, however often the connection breaks."""
+        place, tries = LogPlace(job_id, tail), 0
+        while True:
+            call, began = place.call(), False
+            outcome: httpx2.TransportError = CUT
+            try:
+                async with self._open(call, read_s=QUIET_STREAM_S) as response:
+                    place.begin(response)
+                    began = True
+                    async for block in response.aiter_bytes():
+                        tries = 0
+                        yield place.take(block)
+                if place.is_complete:
+                    yield place.rest()
+                    return
+            except httpx2.TransportError as error:
+                outcome = error
+                if began and isinstance(error, httpx2.ReadTimeout):
+                    tries = 0  # a log has no pings: it was quiet, or the server is gone, which the next try finds out
+            tries += 1
+            await self._pause(call, outcome, tries)
 
     async def checkpoints(self, job_id: str) -> Checkpoints:
         return await self.send(calls.checkpoints(job_id))

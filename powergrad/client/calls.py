@@ -152,9 +152,15 @@ def metrics_csv(job_id: str, names: Iterable[str], points: int | None) -> Call[s
     return Call("GET", f"{_job_path(job_id)}/metrics", lambda response: response.text, params=_series(names, points, None), headers=headers)
 
 
-def logs(job_id: str, tail: int | None, *, follow: bool) -> Call[str]:
+def logs(job_id: str, tail: int | None) -> Call[str]:
     params: Params = {} if tail is None else {"tail": tail}
-    return Call("GET", f"{_job_path(job_id)}/logs", lambda response: response.text, params=params | ({"follow": True} if follow else {}))
+    return Call("GET", f"{_job_path(job_id)}/logs", lambda response: response.text, params=params)
+
+
+def follow_logs(job_id: str, *, tail: int | None, offset: int | None) -> Call[None]:
+    """The log as it is written, from its last `tail` lines or from byte `offset` on."""
+    place = {name: value for name, value in {"tail": tail, "offset": offset}.items() if value is not None}
+    return Call("GET", f"{_job_path(job_id)}/logs", lambda _: None, params={"follow": True, **place})
 
 
 def checkpoints(job_id: str) -> Call[Checkpoints]:

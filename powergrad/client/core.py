@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import time
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from powergrad.client import calls
 from powergrad.client.calls import LONGEST_POLL_S, Call
 from powergrad.client.errors import ApiError, ClientError, Unreachable, refusal
 from powergrad.client.models import Artifact, Checkpoint, Event, Prediction, Task
@@ -147,6 +149,34 @@ class Place:
             return None
         self.seq = event.seq
         return event
+
+
+class LogPlace:
+    """Where a reader is in a job's log, and the text of what it gets: a character may come in two pieces."""
+
+    def __init__(self, job_id: str, tail: int | None) -> None:
+        self._job_id, self._tail = job_id, tail
+        self._offset: int | None = None
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.is_complete = False
+        """Whether the answer that was begun last holds the end of the log."""
+
+    def call(self) -> Call[None]:
+        """What to ask for next."""
+        return calls.follow_logs(self._job_id, tail=self._tail if self._offset is None else None, offset=self._offset)
+
+    def begin(self, response: httpx2.Response) -> None:
+        self._offset = int(response.headers["log-offset"])
+        self.is_complete = response.headers["log-complete"] == "true"
+
+    def take(self, block: bytes) -> str:
+        assert self._offset is not None, "an answer was begun"
+        self._offset += len(block)
+        return self._decoder.decode(block)
+
+    def rest(self) -> str:
+        """What stands for half a character at the end."""
+        return self._decoder.decode(b"", final=True)
 
 
 CUT = httpx2.RemoteProtocolError("the stream ended before its end frame")

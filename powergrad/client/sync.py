@@ -16,7 +16,7 @@ import httpx2
 
 from powergrad.client import calls
 from powergrad.client.calls import Artifacts, Call, Checkpoints, Json, Rows, Spec
-from powergrad.client.core import CUT, QUIET_STREAM_S, TASK_LOOK_S, Patience, Place, chosen, core, named, predicted
+from powergrad.client.core import CUT, QUIET_STREAM_S, TASK_LOOK_S, LogPlace, Patience, Place, chosen, core, named, predicted
 from powergrad.client.download import PartialFile, target_of
 from powergrad.client.models import Artifact, Checkpoint, Event, EventPage, Health, Job, JobPage, Prediction, Task
 from powergrad.client.retries import Retries
@@ -171,15 +171,30 @@ class Client:
         return self.send(calls.metrics_csv(job_id, names, points))
 
     def logs(self, job_id: str, *, tail: int | None = None) -> str:
-        return self.send(calls.logs(job_id, tail, follow=False))
+        return self.send(calls.logs(job_id, tail))
 
     def follow_logs(self, job_id: str, *, tail: int | None = None) -> Iterator[str]:
-        """Log text as it comes, until the job has ended. A broken connection raises Unreachable: logs have no place to go on from."""
-        try:
-            with self._open(calls.logs(job_id, tail, follow=True), read_s=None) as response:
-                yield from response.iter_text()
-        except httpx2.TransportError as error:
-            raise self._core.unreachable(error) from error
+        """Log text as it comes, until the job has ended: no gap and no repeat, however often the connection breaks."""
+        place, tries = LogPlace(job_id, tail), 0
+        while True:
+            call, began = place.call(), False
+            outcome: httpx2.TransportError = CUT
+            try:
+                with self._open(call, read_s=QUIET_STREAM_S) as response:
+                    place.begin(response)
+                    began = True
+                    for block in response.iter_bytes():
+                        tries = 0
+                        yield place.take(block)
+                if place.is_complete:
+                    yield place.rest()
+                    return
+            except httpx2.TransportError as error:
+                outcome = error
+                if began and isinstance(error, httpx2.ReadTimeout):
+                    tries = 0  # a log has no pings: it was quiet, or the server is gone, which the next try finds out
+            tries += 1
+            self._pause(call, outcome, tries)
 
     def checkpoints(self, job_id: str) -> Checkpoints:
         return self.send(calls.checkpoints(job_id))

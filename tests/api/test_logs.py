@@ -59,6 +59,32 @@ def test_the_last_lines(api: Api, two_attempts: Run, tail: int, text: str) -> No
     assert logs(api, two_attempts.job_id, tail=tail) == text
 
 
+@pytest.mark.parametrize("offset", [0, 3, 7, 8, 9, 13, 14, 15, 21])
+def test_from_a_byte_on_across_the_attempts(api: Api, two_attempts: Run, offset: int) -> None:
+    everything = "one\ntwo\nthree\nfour ü\n".encode()
+    answer = api.http.get(f"/v1/jobs/{two_attempts.job_id}/logs", params={"offset": offset})
+    assert answer.content == everything[offset:]
+    assert answer.headers["log-offset"] == str(offset)
+
+
+def test_behind_the_end_there_is_nothing_and_the_answer_says_where_it_is(api: Api, two_attempts: Run) -> None:
+    answer = api.http.get(f"/v1/jobs/{two_attempts.job_id}/logs", params={"offset": 10**6})
+    assert (answer.content, answer.headers["log-offset"]) == (b"", "22")
+
+
+def test_a_tail_says_where_it_begins_and_whether_it_is_the_end(api: Api, two_attempts: Run) -> None:
+    url = f"/v1/jobs/{two_attempts.job_id}/logs"
+    headers = api.http.get(url, params={"tail": 3}).headers
+    assert (headers["log-offset"], headers["log-complete"]) == ("4", "false")
+    builders.finish(api.store, two_attempts)
+    assert api.http.get(url, params={"tail": 1}).headers["log-complete"] == "true"
+
+
+def test_a_tail_from_an_offset_is_refused(api: Api, two_attempts: Run) -> None:
+    answer = api.http.get(f"/v1/jobs/{two_attempts.job_id}/logs", params={"tail": 1, "offset": 1})
+    assert (answer.status_code, answer.json()["errors"][0]["parameter"]) == (422, "offset")
+
+
 def test_the_last_lines_of_a_log_of_many_blocks(api: Api) -> None:
     run = builders.running(api.store)
     lines = [f"{number} {'x' * 90}\n" for number in range(20_000)]
