@@ -23,6 +23,8 @@ from powergrad.jobs.store import is_unavailable
 
 TAKES_IMAGES = "/v1/predict/"
 IMAGES = ("image/jpeg", "image/png", "image/webp")  # a page of another origin cannot send these either, unless this server allows it
+TAKES_ARCHIVES = "/v1/datasets"
+ARCHIVES = ("application/zip", "application/x-tar", "application/gzip", "application/x-bzip2", "application/x-xz")  # nor these
 LONGEST_HOST = 255  # of a DNS name; what is remembered of Host headers stays small
 
 log = structlog.get_logger(__name__)
@@ -105,7 +107,10 @@ def _refusal(method: str, path: str, headers: Headers, *, is_locked: bool) -> tu
     kind = content_type.partition(";")[0].strip().lower()
     if not has_body or (kind in IMAGES if path.startswith(TAKES_IMAGES) else _is_json(kind)):
         return None
-    wanted = f"one of {', '.join(IMAGES)}" if path.startswith(TAKES_IMAGES) else "application/json"
+    if path == TAKES_ARCHIVES and kind in ARCHIVES:
+        return None
+    files = IMAGES if path.startswith(TAKES_IMAGES) else ("application/json", *ARCHIVES) if path == TAKES_ARCHIVES else ()
+    wanted = f"one of {', '.join(files)}" if files else "application/json"
     return errors.UNSUPPORTED_MEDIA, f"Content-Type: {content_type[:200]!r}: must be {wanted}"
 
 

@@ -62,6 +62,7 @@ REFERENCE_NOT_READY = Kind(
     409, "reference_not_ready", "Not ready yet", "The spec names a data set that is being checked, or a job without a checkpoint."
 )
 DATASET_IN_USE = Kind(409, "dataset_in_use", "Data set in use", "A job that has not ended needs it.")
+NAME_TAKEN = Kind(409, "name_taken", "Name taken", "A built-in data set has the name.")
 NO_CHECKPOINT = Kind(409, "no_checkpoint", "No checkpoint yet", "The job has no checkpoint (yet), or has not said what its classes are.")
 VERSION_MISMATCH = Kind(412, "version_mismatch", "Version mismatch", "If-Match names another version than the job's.")
 TOO_LARGE = Kind(413, "too_large", "Body too large", "The body exceeds the limit.")
@@ -72,6 +73,12 @@ BAD_RANGE = Kind(416, "range_not_satisfiable", "Range not satisfiable", "The ran
 INVALID_SPEC = Kind(422, "invalid_spec", "Invalid spec", "The body breaks rules; `errors` has the first 100.")
 INVALID_REQUEST = Kind(422, "invalid_request", "Invalid request", "A parameter breaks a rule; `errors` has the first 100.")
 IDEMPOTENCY_MISMATCH = Kind(422, "idempotency_mismatch", "Key used before", "The Idempotency-Key came before with another body.")
+BAD_ARCHIVE = Kind(
+    422,
+    "bad_archive",
+    "Bad archive",
+    "The archive is broken, breaks a rule or holds no class folders; `entry` and `rule` say where and how.",
+)
 UNREADABLE_IMAGE = Kind(422, "unreadable_image", "Unreadable image", "The body is no image, or one beyond the limits.")
 QUOTA_EXCEEDED = Kind(429, "quota_exceeded", "Quota exceeded", "The owner has as much as is granted; `quota` says of what.")
 TOO_MANY_TRIES = Kind(
@@ -80,6 +87,7 @@ TOO_MANY_TRIES = Kind(
 TASK_FAILED = Kind(500, "task_failed", "The task failed", "The child that did the work failed; `task` names it, `error` says how.")
 INTERNAL = Kind(500, "internal", "Internal error", "A defect of the server; its log has the traceback.")
 UNAVAILABLE = Kind(503, "unavailable", "Temporarily unavailable", "The database is away: come back after Retry-After seconds.")
+UPLOAD_LOST = Kind(503, "upload_lost", "Upload lost", "The server stood still for so long that it gave the upload up: send it again.")
 NO_WORKER = Kind(503, "no_worker", "No worker", "No worker is alive: come back after Retry-After seconds.")
 NOT_READY = Kind(503, "not_ready", "Not ready", "`checks` says which part is missing.")
 STORAGE_FULL = Kind(507, "storage_full", "Storage full", "Too little free space to accept a job.")
@@ -90,6 +98,8 @@ KINDS: dict[type[domain.JobError], Kind] = {
     domain.NotReady: REFERENCE_NOT_READY,
     domain.DatasetNotFound: DATASET_NOT_FOUND,
     domain.DatasetInUse: DATASET_IN_USE,
+    domain.NameTaken: NAME_TAKEN,
+    domain.UploadLost: UPLOAD_LOST,
     domain.KeyNotFound: KEY_NOT_FOUND,
     domain.DeliveryNotFound: DELIVERY_NOT_FOUND,
     domain.QuotaExceeded: QUOTA_EXCEEDED,
@@ -167,6 +177,8 @@ async def _domain(request: Request, error: domain.JobError) -> Response:
         more["state"] = error.state
     if isinstance(error, domain.VersionMismatch):
         more["version"] = error.actual
+    if isinstance(error, domain.UploadLost):
+        more["headers"] = {"Retry-After": str(RETRY_AFTER_S)}
     if isinstance(error, domain.DatasetInUse):
         more["job"] = error.job_id
     if isinstance(error, domain.QuotaExceeded):

@@ -45,6 +45,12 @@ class ApiSettings(BaseSettings):
     """Largest request body (413)."""
     max_image_bytes: int = Field(default=20_000_000, ge=1024)
     """Largest image to predict (413)."""
+    max_upload_bytes: int = Field(default=20 << 30, ge=1024)
+    """Largest archive of a data set (413)."""
+    max_unpacked_bytes: int = Field(default=64 << 30, ge=1024)
+    """Most that may come out of one (413)."""
+    max_upload_entries: int = Field(default=1_000_000, ge=1)
+    """Most files and folders in one (413)."""
     predict_wait_s: float = Field(default=30.0, ge=0.0, le=60.0)
     """How long a prediction is waited for before its task is named instead (202)."""
     ping_s: float = Field(default=15.0, gt=0.0)

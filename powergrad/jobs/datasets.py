@@ -1,24 +1,35 @@
 """Uploaded and registered data sets: immutable versions by content hash, of which a job pins one.
 
-A set is `checking` until a worker's child has looked at every file, then `ready` or `failed`; only a ready one can be trained on.
+A set is `checking` until a worker's child has looked at every file, then `ready` or `failed`; only a ready one can be trained on. An
+uploaded set's version is known before that, a registered one's only after it. Sets are added in `powergrad.jobs.uploads`.
+
+    anybody     listed  get  remove
+    worker      check_ended
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, and_, select
+from sqlalchemy import ColumnElement, Row, Select, and_, delete, select, update
 
-from powergrad.jobs.errors import Violation, refusal
+from powergrad.jobs.debts import owe
+from powergrad.jobs.errors import DatasetInUse, DatasetNotFound, Violation, refusal
 from powergrad.jobs.spec import JobSpec
-from powergrad.jobs.store import Tx
-from powergrad.jobs.tables import datasets
+from powergrad.jobs.states import TERMINAL
+from powergrad.jobs.store import Tx, rfc3339
+from powergrad.jobs.tables import datasets, jobs, tasks
 from powergrad.spec import BUILT_IN_DATASETS, NamedData
 
 CHECKING, READY, FAILED = "checking", "ready", "failed"
 UPLOADED, REGISTERED = "uploaded", "registered"
+CHECK = "check_dataset"
+"""The kind of the task that looks at a set."""
+UNKNOWN = "unknown:"
+"""Begins the version of a registered set that has not been read yet."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,8 @@ class Place:
 
     path: str
     is_uploaded: bool
+    stamp: str | None = None
+    """What a registered folder looked like when it was read (`powergrad.archives.stamp_of`)."""
 
 
 def with_version_pinned(tx: Tx, spec: JobSpec, *, owner: str) -> tuple[JobSpec, str | None]:
@@ -36,7 +49,7 @@ def with_version_pinned(tx: Tx, spec: JobSpec, *, owner: str) -> tuple[JobSpec, 
     """
     if not isinstance(spec.data, NamedData):
         return spec, None
-    found = newest(tx, spec.data.dataset, version=spec.data.version, owner=owner)
+    found = newest(tx, spec.data.dataset, version=spec.data.version, owner=owner, locked=True)
     violation = _unusable(tx, spec.data, found, owner=owner)
     if violation is not None:
         raise refusal([violation])
@@ -45,22 +58,138 @@ def with_version_pinned(tx: Tx, spec: JobSpec, *, owner: str) -> tuple[JobSpec, 
     return spec.model_copy(update={"data": data}), found.id
 
 
-def newest(tx: Tx, name: str, *, version: str | None = None, owner: str) -> Row[Any] | None:
-    """A set's row: of a version, or of the newest that is ready; if none is, of the newest."""
-    mine = and_(datasets.c.owner == owner, datasets.c.name == name, *() if version is None else (datasets.c.version == version,))
-    rows = tx.all(select(datasets).where(mine).order_by(datasets.c.id.desc()))
+def newest(tx: Tx, name: str, *, version: str | None = None, owner: str, locked: bool = False) -> Row[Any] | None:
+    """A set's row: of a version, or of the newest that is ready; if none is, of the newest.
+
+    locked: nobody deletes it before this transaction ends.
+    """
+    query = _of(name, owner, version).order_by(datasets.c.id.desc())
+    rows = tx.all(query.with_for_update(read=True) if locked else query)  # SQLite's transactions are alone anyway
     return next((row for row in rows if row.state == READY), rows[0] if rows else None)
+
+
+def _of(name: str, owner: str, version: str | None = None) -> Select[Any]:
+    mine: list[ColumnElement[bool]] = [datasets.c.owner == owner, datasets.c.name == name]
+    return select(datasets).where(*mine, *(() if version is None else (datasets.c.version == version,)))
 
 
 def place(tx: Tx, dataset_id: str) -> Place | None:
     """None: it is gone."""
-    row = tx.one(select(datasets.c.path, datasets.c.source).where(datasets.c.id == dataset_id))
-    return None if row is None else Place(row.path, row.source == UPLOADED)
+    row = tx.one(select(datasets.c.path, datasets.c.source, datasets.c.report).where(datasets.c.id == dataset_id))
+    if row is None:
+        return None
+    is_uploaded = row.source == UPLOADED
+    return Place(row.path, is_uploaded, stamp=None if is_uploaded else (row.report or {}).get("stamp"))
 
 
 def names(tx: Tx, owner: str) -> list[str]:
     """The names that an owner has given."""
     return sorted({row.name for row in tx.all(select(datasets.c.name).where(datasets.c.owner == owner).distinct())})
+
+
+def listed(tx: Tx, owner: str) -> list[dict[str, Any]]:
+    """An owner's sets as JSON, by name: the newest version of each with what there is beside it."""
+    by_name: dict[str, list[Row[Any]]] = {}
+    for row in tx.all(select(datasets).where(datasets.c.owner == owner).order_by(datasets.c.name, datasets.c.id.desc())):
+        by_name.setdefault(row.name, []).append(row)
+    return [_shown(rows, rows[0]) for rows in by_name.values()]
+
+
+def get(tx: Tx, name: str, *, version: str | None = None, owner: str) -> dict[str, Any]:
+    """A version of a set, the newest if none is named, with its report. Raises DatasetNotFound."""
+    rows = tx.all(_of(name, owner).order_by(datasets.c.id.desc()))
+    chosen = next((row for row in rows if version in (None, row.version)), None)
+    if chosen is None:
+        raise DatasetNotFound(name if version is None or not rows else f"{name} {version}")
+    return {**_shown(rows, chosen), "report": chosen.report}
+
+
+def _shown(rows: Sequence[Row[Any]], chosen: Row[Any]) -> dict[str, Any]:
+    current = next((row.version for row in rows if row.state == READY), None)
+    return {"name": chosen.name, "object": "dataset", **_version(chosen), "current": current, "versions": [_version(row) for row in rows]}
+
+
+def _version(row: Row[Any]) -> dict[str, Any]:
+    report = row.report or {}
+    return {
+        "version": None if row.version.startswith(UNKNOWN) else row.version,
+        "source": row.source,
+        "path": row.path if row.source == REGISTERED else None,
+        "state": row.state,
+        "error": row.error,
+        "classes": report.get("classes"),
+        "splits": report.get("splits"),
+        "files": row.files,
+        "bytes": row.bytes,
+        "task": row.task_id,
+        "created_at": rfc3339(row.created_at),
+        "checked_at": rfc3339(row.checked_at),
+    }
+
+
+def upload_dir(dataset_id: str) -> str:
+    """An uploaded set's directory below the artifact root."""
+    return f"uploads/{dataset_id}"
+
+
+def remove(tx: Tx, name: str, *, version: str | None = None, owner: str) -> None:
+    """Delete a set, or one version; files that were uploaded are freed after the commit. Raises DatasetNotFound, DatasetInUse."""
+    rows = tx.all(_of(name, owner, version).order_by(datasets.c.id).with_for_update())
+    if not rows:
+        raise DatasetNotFound(name if version is None else f"{name} {version}")
+    ids = [row.id for row in rows]
+    needed = and_(jobs.c.dataset_id.in_(ids), jobs.c.state.not_in([str(state) for state in TERMINAL]))
+    job = tx.one(select(jobs.c.id).where(needed).limit(1))
+    if job is not None:
+        raise DatasetInUse(name, job.id)
+    for row in rows:
+        _remove(tx, row)
+
+
+def _remove(tx: Tx, row: Row[Any]) -> None:
+    tx.run(delete(datasets).where(datasets.c.id == row.id))
+    if row.task_id is not None and tx.run(delete(tasks).where(tasks.c.id == row.task_id)).rowcount:
+        owe(tx, f"tasks/{row.task_id}")
+    if row.source == UPLOADED:
+        owe(tx, upload_dir(row.id))
+
+
+# --- what came of a check
+
+
+def check_ended(tx: Tx, task_id: str, *, result: dict[str, Any] | None, error: dict[str, Any] | None) -> None:
+    """Store what a check found, in the transaction that ends its task. A set that is gone by now is no error."""
+    row = tx.one(select(datasets).where(datasets.c.task_id == task_id, datasets.c.state == CHECKING).with_for_update())
+    if row is None:
+        return
+    if result is None:
+        _settle(tx, row, {"state": FAILED, "error": error})
+        return
+    found = {name: result[name] for name in ("state", "error", "report", "files", "bytes")}
+    if row.source == REGISTERED:
+        _register(tx, row, {**found, "version": result["version"]})
+    else:
+        _settle(tx, row, found)
+
+
+def _register(tx: Tx, row: Row[Any], found: dict[str, Any]) -> None:
+    """What is in the folder now is known: that version is the set's, and what was there before is no more."""
+    for other in tx.all(_of(row.name, row.owner).where(datasets.c.id != row.id, datasets.c.source == REGISTERED)):
+        if other.path == row.path and other.version != found["version"]:
+            gone = {"code": "changed", "detail": f"the folder has changed: it holds version {found['version']} now"}
+            tx.run(update(datasets).where(datasets.c.id == other.id).values(state=FAILED, error=gone))
+    twin = tx.one(_of(row.name, row.owner, found["version"]).where(datasets.c.id != row.id))
+    if twin is None:
+        _settle(tx, row, found)
+    elif twin.source == REGISTERED:
+        _settle(tx, twin, {**found, "path": row.path, "task_id": row.task_id})
+        tx.run(delete(datasets).where(datasets.c.id == row.id))
+    else:  # the same files were uploaded: that copy cannot change under a job
+        tx.run(delete(datasets).where(datasets.c.id == row.id))
+
+
+def _settle(tx: Tx, row: Row[Any], values: dict[str, Any]) -> None:
+    tx.run(update(datasets).where(datasets.c.id == row.id).values(**values, checked_at=tx.now_ms))
 
 
 def _unusable(tx: Tx, wanted: NamedData, found: Row[Any] | None, *, owner: str) -> Violation | None:

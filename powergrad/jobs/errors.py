@@ -10,6 +10,8 @@ JobError
 ├── TaskNotFound
 ├── DatasetNotFound
 ├── DatasetInUse           a job that has not ended pins it
+├── NameTaken              a built-in set has the name
+├── UploadLost             an upload took so long that its files were given up
 ├── KeyNotFound
 ├── DeliveryNotFound
 ├── QuotaExceeded
@@ -110,6 +112,20 @@ class DatasetInUse(JobError):
     def __init__(self, name: str, job_id: str) -> None:
         self.job_id = job_id
         super().__init__(f"data set {name!r} is needed by {job_id}, which has not ended: cancel it or wait")
+
+
+class NameTaken(JobError):
+    """An own set must not be called as a built-in one is."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name!r} is the name of a built-in data set: choose another")
+
+
+class UploadLost(JobError):
+    """Nobody vouched for the upload in time, so its files are being freed."""
+
+    def __init__(self, upload_id: str) -> None:
+        super().__init__(f"upload {upload_id} was given up, because the server stood still for too long: send it again")
 
 
 class KeyNotFound(JobError):

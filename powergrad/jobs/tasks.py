@@ -1,21 +1,24 @@
 """Short work for a limited child of a worker (a prediction, a statistic), its result stored; nothing of it is training.
 
     anybody     submit  get
-    worker      claim  finish  fail
+    worker      claim  renew  give_back  finish  fail
     sweeper     sweep
 
-A task is claimed like a job, by one conditional UPDATE that moves its `attempt`, which fences every later write. Its lease is as long as
-it may run at all, so nobody renews it. Its states are four of the jobs' own. Files that go with it lie in `task_dir(id)`, and go with it.
+A task is claimed like a job, by one conditional UPDATE that moves its `attempt`, which fences every later write. The lease of a short one
+is as long as it may run at all, a long one's is renewed. Its states are four of the jobs' own. Files that go with it lie in `task_dir(id)`,
+and go with it.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import ColumnElement, Row, and_, delete, insert, or_, select, update
 from ulid import ULID
 
+from powergrad.jobs import datasets
 from powergrad.jobs.errors import Fenced, TaskNotFound
 from powergrad.jobs.lifecycle import LOCAL_OWNER, owe
 from powergrad.jobs.states import JobState
@@ -25,6 +28,17 @@ from powergrad.jobs.tables import TASK_RUNS, TASK_WAITS, tasks
 MAX_ATTEMPTS = 3
 KEPT_S = 24 * 3600.0
 FORGOTTEN_AT_ONCE = 100
+LONG = frozenset({datasets.CHECK})
+"""Kinds that may take hours: they have a lane of their own, so that they never hold up the others."""
+
+
+class Ended(Protocol):
+    """Told of a task's end, in its transaction: of one of result and error."""
+
+    def __call__(self, tx: Tx, task_id: str, *, result: dict[str, Any] | None, error: dict[str, Any] | None) -> None: ...
+
+
+ENDED: dict[str, Ended] = {datasets.CHECK: datasets.check_ended}
 
 
 @dataclass(frozen=True)
@@ -79,14 +93,18 @@ def pulse(tx: Tx, task_ids: list[str]) -> dict[str, tuple[int, int, JobState]]:
     return {row.id: (row.attempt, 0, JobState(row.state)) for row in rows}
 
 
-def has_work(tx: Tx) -> bool:
-    """Whether a task waits."""
-    return tx.one(select(tasks.c.id).where(TASK_WAITS).limit(1)) is not None
+def has_work(tx: Tx, *, long: bool = False) -> bool:
+    """Whether a task waits: of the long kinds, or of all others."""
+    return tx.one(select(tasks.c.id).where(TASK_WAITS, _in_lane(long=long)).limit(1)) is not None
 
 
-def claim(tx: Tx, *, lease_s: float) -> Task | None:
-    """Take the task that has waited longest, for so long; None when none waits (or others took what did)."""
-    for candidate in tx.all(select(tasks).where(TASK_WAITS).order_by(tasks.c.id).limit(8)):
+def _in_lane(*, long: bool) -> ColumnElement[bool]:
+    return tasks.c.kind.in_(LONG) if long else tasks.c.kind.not_in(LONG)
+
+
+def claim(tx: Tx, *, lease_s: float, long: bool = False) -> Task | None:
+    """Take the task of a lane that has waited longest, for so long; None when none waits (or others took what did)."""
+    for candidate in tx.all(select(tasks).where(TASK_WAITS, _in_lane(long=long)).order_by(tasks.c.id).limit(8)):
         taken = {
             "state": JobState.RUNNING,
             "attempt": candidate.attempt + 1,
@@ -97,6 +115,18 @@ def claim(tx: Tx, *, lease_s: float) -> Task | None:
         if tx.run(update(tasks).where(mine).values(**taken)).rowcount:
             return Task(candidate.id, candidate.kind, candidate.arguments, candidate.attempt + 1)
     return None
+
+
+def renew(tx: Tx, task: Task, *, lease_s: float) -> None:
+    """Keep a task for so long from now on. Raises Fenced."""
+    if not tx.run(update(tasks).where(_own(task)).values(lease_until=tx.now_ms + int(lease_s * 1000))).rowcount:
+        raise Fenced(task.id, task.attempt)
+
+
+def give_back(tx: Tx, task: Task) -> None:
+    """Let another worker have it at once. Raises Fenced."""
+    if not tx.run(update(tasks).where(_own(task)).values(state=JobState.QUEUED, lease_until=None)).rowcount:
+        raise Fenced(task.id, task.attempt)
 
 
 def finish(tx: Tx, task: Task, result: dict[str, Any]) -> None:
@@ -118,6 +148,8 @@ def _end(tx: Tx, where: ColumnElement[bool], task: Task | Row[Any], values: dict
     if not tx.run(update(tasks).where(where).values(**ended)).rowcount:
         raise Fenced(task.id, task.attempt)
     owe(tx, task_dir(task.id))
+    if task.kind in ENDED:
+        ENDED[task.kind](tx, task.id, result=values.get("result"), error=values.get("error"))
 
 
 def needs_sweep(tx: Tx) -> bool:
@@ -143,9 +175,8 @@ def sweep(tx: Tx) -> list[str]:
 
 def _give_up(tx: Tx, mine: ColumnElement[bool], row: Row[Any]) -> None:
     error = {"code": "worker_lost", "detail": f"{MAX_ATTEMPTS} workers took it and were lost"}
-    ended = {"state": JobState.FAILED, "error": error, "lease_until": None, "finished_at": tx.now_ms}
-    if tx.run(update(tasks).where(mine).values(**ended)).rowcount:
-        owe(tx, task_dir(row.id))
+    with suppress(Fenced):
+        _end(tx, mine, row, {"state": JobState.FAILED, "error": error})
 
 
 def _lapsed(tx: Tx) -> ColumnElement[bool]:
