@@ -120,6 +120,11 @@ class TakenSlots:
         """The locked files, to be inherited by the trainer."""
         return [fd for index in sorted(self.locks) for fd in self.locks[index]]
 
+    def hand_over(self) -> None:
+        """Leave the locks to the trainer that has inherited them: they end with it, even while this process is frozen."""
+        for fds in self.locks.values():
+            release(fds)
+
     @property
     def gpus(self) -> list[Gpu]:
         return [slot.gpu for slot in self.slots if slot.gpu is not None]

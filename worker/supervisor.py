@@ -156,6 +156,7 @@ class _Supervision:
         finally:
             for fd in (log_fd, events_out, control_in):
                 os.close(fd)
+        self.taken.hand_over()
         lease.guard(trainer)
         return trainer, events_fd
 

@@ -57,6 +57,21 @@ def test_two_workers_of_a_host_never_hold_one_gpu(tmp_path: Path) -> None:
         assert free_again is not None
 
 
+def test_a_slot_handed_over_is_held_by_its_trainer_alone(tmp_path: Path) -> None:
+    one, other = (Slots(plan_slots([], range(4), count=1, gpu_locks=tmp_path, cpu_locks=tmp_path)) for _ in range(2))
+    with one.take() as held:
+        assert held is not None
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=held.fds) as trainer:
+            held.hand_over()
+            with other.take() as refused:
+                assert refused is None
+            trainer.communicate(b"\n")
+        with one.take() as twice:
+            assert twice is None, "its own worker waits for the supervisor's end"
+        with other.take() as free_again:
+            assert free_again is not None, "a worker that is frozen here would keep it for ever"
+
+
 def test_slots_are_widened_all_or_none(tmp_path: Path) -> None:
     one, other = (Slots(plan_slots(gpus(4), range(8), count=None, gpu_locks=tmp_path, cpu_locks=tmp_path)) for _ in range(2))
     with one.take() as wide, other.take() as narrow:
