@@ -92,8 +92,8 @@ class Part:
 class Stack:
     """What `powergrad up` runs. Use as a context manager, or call `start` and `stop`.
 
-    host: beyond loopback the API does not start without a key in the database.  port: 0 takes a free one.  slots: per worker; None leaves it to the worker
-    (one per GPU, or one with all cores).  say: hears what happens, one line a time.
+    host: beyond loopback the API does not start without a key in the database.  port: 0 takes a free one.  slots: per worker; None leaves it
+    to the worker (one per GPU, or one with all cores).  say: hears what happens, one line a time.
     """
 
     data_dir: Path

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, func, or_, select
 
-from powergrad.jobs import fleet
+from powergrad.jobs import fleet, quotas
 from powergrad.jobs.errors import ArtifactNotFound, JobNotFound
 from powergrad.jobs.lifecycle import LOCAL_OWNER, best_of, checkpoint_id, checkpoint_row, whole_checkpoints
 from powergrad.jobs.spec import JobSpec
@@ -70,13 +70,18 @@ def get(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> dict[str, Any]:
     if row is None:
         raise JobNotFound(job_id)
     made = tx.all(_ATTEMPTS, {"id": job_id})
-    return _job(tx, row, made, fleet.capacity(tx), position=_position(tx, row))
+    held_back = quotas.held_back(tx, owner) if row.state == JobState.QUEUED else None
+    return _job(tx, row, made, fleet.capacity(tx), position=_position(tx, row), held_back=held_back)
 
 
 def shown_new(tx: Tx, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Jobs that this transaction has just stored, as `get` would show each, without reading them back."""
     capacity, positions = fleet.capacity(tx), _new_positions(tx, rows)
-    return [_job(tx, SimpleNamespace(**_UNSET | row), (), capacity, position=positions[row["id"]]) for row in rows]
+    held_back = {owner: quotas.held_back(tx, owner) for owner in {row["owner"] for row in rows}}
+    return [
+        _job(tx, SimpleNamespace(**_UNSET | row), (), capacity, position=positions[row["id"]], held_back=held_back[row["owner"]])
+        for row in rows
+    ]
 
 
 def _new_positions(tx: Tx, rows: Sequence[dict[str, Any]]) -> dict[str, int]:
@@ -114,7 +119,8 @@ def page(tx: Tx, wanted: Filter, *, limit: int, after: str | None = None, sort: 
     for attempt in tx.all(select(attempts).where(attempts.c.job_id.in_([row.id for row in shown])).order_by(attempts.c.number)):
         made.setdefault(attempt.job_id, []).append(attempt)
     capacity = fleet.capacity(tx)
-    return Page([_job(tx, row, made.get(row.id, []), capacity, position=None) for row in shown], len(rows) > limit)
+    held_back = quotas.held_back(tx, wanted.owner) if any(row.state == JobState.QUEUED for row in shown) else None
+    return Page([_job(tx, row, made.get(row.id, []), capacity, position=None, held_back=held_back) for row in shown], len(rows) > limit)
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,13 @@ def _sorted(tx: Tx, query: Select[Any], sort: str, *, after: str | None, owner: 
 
 
 def _job(
-    tx: Tx, row: Row[Any] | SimpleNamespace, made: Sequence[Row[Any]], capacity: fleet.Capacity, *, position: int | None
+    tx: Tx,
+    row: Row[Any] | SimpleNamespace,
+    made: Sequence[Row[Any]],
+    capacity: fleet.Capacity,
+    *,
+    position: int | None,
+    held_back: str | None,
 ) -> dict[str, Any]:
     return {
         "id": row.id,
@@ -185,7 +197,7 @@ def _job(
         "attempts": [_attempt(attempt) for attempt in made],
         "progress": row.progress,
         "metrics": {"latest": row.latest, "best": row.best, "best_step": row.best_step},
-        "queue": {"position": position, "waiting_for": _waiting_for(row, capacity, tx.now_ms)},
+        "queue": {"position": position, "waiting_for": _waiting_for(row, capacity, tx.now_ms, held_back)},
         "labels": row.labels,
         "notes": row.notes,
         "priority": row.priority,
@@ -221,12 +233,14 @@ def _attempt(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def _waiting_for(row: Row[Any] | SimpleNamespace, capacity: fleet.Capacity, now_ms: int) -> str | None:
-    """Why a queued job does not run, in words; None when it is not queued."""
+def _waiting_for(row: Row[Any] | SimpleNamespace, capacity: fleet.Capacity, now_ms: int, held_back: str | None) -> str | None:
+    """Why a queued job does not run, in words; None when it is not queued. held_back: by which limit its owner's jobs are, if any."""
     if row.state != JobState.QUEUED:
         return None
     if row.not_before is not None and row.not_before > now_ms:
         return f"the next attempt, not before {rfc3339(row.not_before)}"
+    if held_back is not None:
+        return held_back
     if capacity.workers == 0 and capacity.starting:
         return "a worker: it is still loading torch"
     if capacity.workers == 0:

@@ -1,19 +1,32 @@
 """What an owner may have: queued and running jobs, GPU seconds, stored bytes. No row, or NULL in it, is no limit.
 
-The rules are checked in the transaction that would break them: queued, bytes and GPU seconds at a submission, running at a claim.
+The rules are checked in the transaction that would break them: queued, bytes and GPU seconds at a submission, running at a claim. Of two such
+transactions the second waits for the first: SQLite has one writer anyway, on PostgreSQL a lock of the owner's makes them one after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import zlib
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import bindparam, func, or_, select, text, update
 
 from powergrad.jobs.errors import QuotaExceeded
 from powergrad.jobs.store import Tx
 from powergrad.jobs.tables import IS_OWNED, IS_QUEUED, datasets, jobs, owners
+
+LOCKS = 0x71756F74  # "quot": these advisory locks among others of the database
+CLAIMS = ""  # no owner's name
+
+# built once, as they are asked at every submission and every look at a queued job
+_ROW = select(owners).where(owners.c.name == bindparam("owner"))
+_LIMITED = select(owners.c.name).where(
+    owners.c.name.in_(bindparam("some", expanding=True)),
+    or_(*(owners.c[name].is_not(None) for name in ("max_queued", "max_running", "max_gpu_ms", "max_bytes"))),
+)
+_RUNNING = select(func.count()).where(jobs.c.owner == bindparam("owner"), IS_OWNED)
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,7 @@ def grant(tx: Tx, owner: str, quota: Quota) -> None:
 
 def granted(tx: Tx, owner: str) -> Quota:
     """An owner's limits."""
-    row = tx.one(select(owners).where(owners.c.name == owner))
+    row = tx.one(_ROW, {"owner": owner})
     if row is None:
         return Quota()
     return Quota(row.max_queued, row.max_running, None if row.max_gpu_ms is None else row.max_gpu_ms / 1000, row.max_bytes)
@@ -47,13 +60,12 @@ def granted(tx: Tx, owner: str) -> Quota:
 
 def usage(tx: Tx, owner: str) -> dict[str, Any]:
     """Limits and use of an owner, as JSON."""
-    row = tx.one(select(owners).where(owners.c.name == owner))
-    running = _count(tx, select(func.count()).where(jobs.c.owner == owner, IS_OWNED))
+    row = tx.one(_ROW, {"owner": owner})
     return {
         "object": "usage",
         "owner": owner,
         "queued": {"used": _queued(tx, owner), "granted": None if row is None else row.max_queued},
-        "running": {"used": running, "granted": None if row is None else row.max_running},
+        "running": {"used": _running(tx, owner), "granted": None if row is None else row.max_running},
         "gpu_seconds": {
             "used": 0.0 if row is None else row.gpu_ms / 1000,
             "granted": None if row is None or row.max_gpu_ms is None else row.max_gpu_ms / 1000,
@@ -63,14 +75,26 @@ def usage(tx: Tx, owner: str) -> dict[str, Any]:
 
 
 def limited(tx: Tx, some: Collection[str]) -> set[str]:
-    """Those of some owners that have any limit."""
-    any_limit = or_(*(owners.c[name].is_not(None) for name in ("max_queued", "max_running", "max_gpu_ms", "max_bytes")))
-    return {row.name for row in tx.all(select(owners.c.name).where(owners.c.name.in_(sorted(some)), any_limit))}
+    """Those of some owners that have any limit; until this transaction ends, nobody else submits for them."""
+    found = {str(row.name) for row in tx.all(_LIMITED, {"some": sorted(some)})}
+    _wait_for_others(tx, found)
+    return found
+
+
+def _wait_for_others(tx: Tx, names: Iterable[str]) -> None:
+    """Take the locks of these names until the transaction ends.
+
+    Not the owners' rows: who books GPU time holds a job's row when it comes for one, and who submits may hold one and wait for that job's.
+    """
+    if tx.connection.dialect.name != "postgresql":
+        return
+    for key in sorted({zlib.crc32(name.encode()) - 2**31 for name in names}):  # always in this order: nobody waits in a circle
+        tx.run(text("SELECT pg_advisory_xact_lock(:locks, :key)"), {"locks": LOCKS, "key": key})
 
 
 def check_submission(tx: Tx, owner: str, *, new: int = 1) -> None:
     """Raises QuotaExceeded when so many new jobs are too many."""
-    row = tx.one(select(owners).where(owners.c.name == owner))
+    row = tx.one(_ROW, {"owner": owner})
     if row is None:
         return
     if row.max_queued is not None and (queued := _queued(tx, owner)) + new > row.max_queued:
@@ -95,10 +119,11 @@ def stored_bytes(tx: Tx, owner: str) -> int:
 
 
 def spent(tx: Tx) -> dict[str, int | None]:
-    """Of every owner with a limit that stops claims: how many more jobs may start now; None is any number."""
+    """Of every owner with a limit that stops claims: how many more jobs may start now; None is any number. Nobody else claims meanwhile."""
     limited = tx.all(select(owners).where(owners.c.max_running.is_not(None) | owners.c.max_gpu_ms.is_not(None)))
     if not limited:
         return {}
+    _wait_for_others(tx, [CLAIMS])
     held = select(jobs.c.owner, func.count().label("n")).where(IS_OWNED).group_by(jobs.c.owner)
     running = {row.owner: row.n for row in tx.all(held)}
     left: dict[str, int | None] = {}
@@ -109,6 +134,18 @@ def spent(tx: Tx) -> dict[str, int | None]:
     return left
 
 
+def held_back(tx: Tx, owner: str) -> str | None:
+    """The limit that keeps an owner's queued jobs from starting now, in words; None where none does."""
+    row = tx.one(_ROW, {"owner": owner})
+    if row is None:
+        return None
+    if row.max_gpu_ms is not None and row.gpu_ms >= row.max_gpu_ms:
+        return f"GPU quota: all {row.max_gpu_ms // 1000:,} seconds granted are used"
+    if row.max_running is not None and _running(tx, owner) >= row.max_running:
+        return f"running quota of {row.max_running}"
+    return None
+
+
 def charge(tx: Tx, owner: str, gpu_ms: int) -> None:
     """Book GPU time: of a job on two GPUs each second counts twice."""
     if gpu_ms <= 0:
@@ -116,6 +153,10 @@ def charge(tx: Tx, owner: str, gpu_ms: int) -> None:
     if not tx.run(update(owners).where(owners.c.name == owner).values(gpu_ms=owners.c.gpu_ms + gpu_ms)).rowcount:
         booked = {"gpu_ms": owners.c.gpu_ms + gpu_ms}
         tx.run(tx.insert(owners).values(name=owner, gpu_ms=gpu_ms).on_conflict_do_update(index_elements=["name"], set_=booked))
+
+
+def _running(tx: Tx, owner: str) -> int:
+    return int(tx.run(_RUNNING, {"owner": owner}).scalar_one())
 
 
 def _queued(tx: Tx, owner: str) -> int:
