@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 WIDE = 160  # columns for text that goes to a file or a pipe: a table must not lose ids to a guess of 80
 
 
+UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 SEARCHED = 1000  # jobs, ten pages: half a second at most before a command that names one begins
 
 
@@ -235,6 +236,14 @@ STATE_STYLES = {
 def state(name: str) -> str:
     """A state in its colour, as rich markup."""
     return f"[{STATE_STYLES.get(name, 'default')}]{name}[/]"
+
+
+def seconds(text: str, *, option: str) -> float:
+    """What 45m, 12h, 30d or 8w is in seconds."""
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhdw])", text.strip())
+    if found is None or float(found[1]) == 0:
+        raise Problem(f"{option} {text}: must be a number above 0 and s, m, h, d or w, such as 30d", code=Code.USAGE)
+    return float(found[1]) * UNITS_S[found[2]]
 
 
 def duration(seconds: float | None) -> str:

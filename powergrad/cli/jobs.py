@@ -1,8 +1,10 @@
-"""Commands about jobs: write a spec, submit it, list, show, watch, and the four verbs."""
+"""Commands about jobs: write a spec, submit it, list, show, watch, the four verbs, and delete."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +18,7 @@ from powergrad.cli import console
 from powergrad.cli.console import Code, Finish, JobArgument, JobsArgument, JsonOption, Problem, UrlOption
 
 if TYPE_CHECKING:
-    from powergrad.client import Client, Job
+    from powergrad.client import Client, Deletion, Job
 
 EXAMPLE = """\
 # A job for PowerGrad. Only data.dataset is required; what is commented out shows the default.
@@ -199,6 +201,97 @@ def resume(job_ids: JobsArgument, as_json: JsonOption = False, url: UrlOption = 
 def retry(job_ids: JobsArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
     """Let failed jobs go on from their last checkpoint."""
     _act(job_ids, lambda client, job_id: client.retry(job_id), as_json=as_json, url=url)
+
+
+def delete(
+    job_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[JOB...]", help="Ids, unambiguous parts of ids, or `last`; or give options.")
+    ] = None,
+    state: Annotated[
+        list[str] | None, typer.Option("--state", help="Jobs that ended so: succeeded, failed, cancelled. Repeatable.")
+    ] = None,
+    label: Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Jobs with this label. Repeatable.")] = None,
+    older_than: Annotated[str | None, typer.Option("--older-than", metavar="30d", help="Jobs submitted so long ago: 12h, 30d, 8w.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing: only say what would go.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Delete jobs that have ended, with their files: those named, or all that fit the options."""
+    filters = _deletion_filters(state, label, older_than)
+    if bool(job_ids) == bool(filters):
+        raise Problem("Name jobs, or give --state, --label or --older-than: one of the two.", code=Code.USAGE)
+    with console.connect(url) as client:
+        deleted, refused = _delete_named(client, job_ids, dry_run=dry_run) if job_ids else (None, False)
+        if deleted is None:
+            deleted = _delete_fitting(client, filters, dry_run=dry_run, yes=yes)
+    if as_json:
+        console.print_json({**deleted.model_dump(include={"deleted", "bytes"}), "dry_run": dry_run})
+    else:
+        console.lines(deleted.deleted)
+        console.say(f"{'Would delete' if dry_run else 'Deleted'} {_so_many(deleted)}." if deleted.deleted or job_ids else "No job fits.")
+    if refused:
+        raise Finish(Code.REFUSED)
+
+
+def _delete_named(client: Client, job_ids: list[str], *, dry_run: bool) -> tuple[Deletion, bool]:
+    """What went, and whether anything was refused; the others still get their turn."""
+    from powergrad.client import ApiError, Deletion
+
+    gone: dict[str, int] = {}
+    refused = False
+    for wanted in job_ids:
+        try:
+            job = client.get(console.find(client, wanted))
+            if not dry_run:
+                client.delete(job.id)
+        except ApiError as error:
+            refused = True
+            console.say(f"{escape(wanted)}: {console.describe(error)}")
+        except Problem as problem:
+            refused = True
+            console.say(f"[red]{escape(str(problem))}[/]")
+        else:
+            gone[job.id] = job.bytes
+    return Deletion(deleted=list(gone), bytes=sum(gone.values())), refused
+
+
+def _delete_fitting(client: Client, filters: dict[str, Any], *, dry_run: bool, yes: bool) -> Deletion:
+    from powergrad.client import Deletion
+
+    found = client.delete_many(**filters, dry_run=True)
+    if dry_run or not found.deleted:
+        return found
+    if not yes:
+        _ask_whether(f"Delete {_so_many(found)} for good?")
+    gone = Deletion(deleted=[], bytes=0, has_more=True)
+    while gone.has_more:
+        more = client.delete_many(**filters)
+        gone = Deletion(deleted=gone.deleted + more.deleted, bytes=gone.bytes + more.bytes, has_more=more.has_more and bool(more.deleted))
+    return gone
+
+
+def _deletion_filters(state: list[str] | None, label: list[str] | None, older_than: str | None) -> dict[str, Any]:
+    filters: dict[str, Any] = {}
+    if state:
+        filters["state"] = state
+    if label:
+        filters["labels"] = dict(_pair(text) for text in label)
+    if older_than is not None:
+        filters["created_before"] = datetime.now(UTC) - timedelta(seconds=console.seconds(older_than, option="--older-than"))
+    return filters
+
+
+def _ask_whether(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise Problem(question, advice="Nobody is there to ask: say --yes, or look first with --dry-run.", code=Code.USAGE)
+    if not typer.confirm(question, err=True):
+        raise Finish(Code.INTERRUPTED)
+
+
+def _so_many(found: Deletion) -> str:
+    count = len(found.deleted)
+    return f"{count} job{'' if count == 1 else 's'}{' and more' if found.has_more else ''} ({console.size(found.bytes)})"
 
 
 def _act(job_ids: list[str], action: Callable[[Client, str], Job], *, as_json: bool, url: str | None) -> None:

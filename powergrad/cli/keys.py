@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from powergrad.jobs.quotas import Quota
     from powergrad.jobs.store import Store
 
-UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 NO_LIMIT = "none"
 
 app = typer.Typer(
@@ -65,7 +64,7 @@ def create(
     from powergrad.jobs import keys
 
     scopes = frozenset(_scope(one) for one in scope or ()) | (frozenset({keys.Scope.ADMIN}) if admin else frozenset())
-    ttl_s = None if expires is None else _seconds(expires)
+    ttl_s = None if expires is None else console.seconds(expires, option="--expires")
     with _opened(data_dir) as store, store.write() as tx:
         is_first = not keys.are_configured(tx)
         try:
@@ -243,13 +242,6 @@ def _scope(text: str) -> Any:
         return Scope(text)
     except ValueError:
         raise Problem(f"--scope {text}: must be {', '.join(Scope)}", code=Code.USAGE) from None
-
-
-def _seconds(text: str) -> float:
-    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhdw])", text.strip())
-    if found is None or float(found[1]) == 0:
-        raise Problem(f"--expires {text}: must be a number above 0 and s, m, h, d or w, such as 30d", code=Code.USAGE)
-    return float(found[1]) * UNITS_S[found[2]]
 
 
 def _check_owner(owner: str) -> None:

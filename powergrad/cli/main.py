@@ -38,8 +38,8 @@ def root(version: Annotated[bool, typer.Option("--version", callback=_version, i
 
 for panel, commands in {
     "Server": (up.up, demo.demo, doctor.doctor, keys.quota, server.workers, server.models, server.presets),
-    "Jobs": (jobs.init, jobs.submit, jobs.jobs, jobs.show, jobs.watch, jobs.cancel, jobs.pause, jobs.resume, jobs.retry),
-    "Results": (results.logs, results.metrics, results.artifacts, results.pull, results.predict),
+    "Jobs": (jobs.init, jobs.submit, jobs.jobs, jobs.show, jobs.watch, jobs.cancel, jobs.pause, jobs.resume, jobs.retry, jobs.delete),
+    "Results": (results.logs, results.metrics, results.artifacts, results.pull, results.pin, results.unpin, results.predict),
     "Without a server": (train.train, export.export),
 }.items():
     for command in commands:

@@ -119,9 +119,32 @@ def artifacts(job: JobArgument, as_json: JsonOption = False, url: UrlOption = No
         console.say(f"[dim]Fetch one: powergrad pull {job_id} --artifact NAME[/]")
 
 
+CheckpointOption = Annotated[str, typer.Option("--checkpoint", "-c", help="best, latest, or a checkpoint's id.")]
+
+
+def pin(job: JobArgument, checkpoint: CheckpointOption = "best", as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """Keep a checkpoint whatever retention says, and its job with it."""
+    _set_pinned(job, checkpoint, pinned=True, as_json=as_json, url=url)
+
+
+def unpin(job: JobArgument, checkpoint: CheckpointOption = "best", as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """Leave a checkpoint to retention again."""
+    _set_pinned(job, checkpoint, pinned=False, as_json=as_json, url=url)
+
+
+def _set_pinned(job: str, checkpoint: str, *, pinned: bool, as_json: bool, url: str | None) -> None:
+    with console.connect(url) as client:
+        job_id = console.find(client, job)
+        found = client.pin(job_id, checkpoint, pinned=pinned)
+    if as_json:
+        console.print_json(found.model_dump(mode="json"))
+    else:
+        console.stdout().print(f"{job_id}  {found.id}  {'pinned' if found.pinned else 'not pinned'}")
+
+
 def pull(
     job: JobArgument,
-    checkpoint: Annotated[str, typer.Option("--checkpoint", "-c", help="best, latest, or a checkpoint's id.")] = "best",
+    checkpoint: CheckpointOption = "best",
     artifact: Annotated[
         str | None, typer.Option("--artifact", "-a", help="This artifact instead; `powergrad artifacts` lists them.")
     ] = None,
@@ -184,7 +207,7 @@ def predict(
     job: JobArgument,
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files: JPEG, PNG or WebP.")],
     top: Annotated[int, typer.Option("--top", "-n", min=1, max=1000, help="How many classes to name.")] = 5,
-    checkpoint: Annotated[str, typer.Option("--checkpoint", "-c", help="best, latest, or a checkpoint's id.")] = "best",
+    checkpoint: CheckpointOption = "best",
     as_json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel
 
-from powergrad.client.models import Artifact, Checkpoint, EventPage, Health, Job, JobPage, Prediction, Task
+from powergrad.client.models import Artifact, Checkpoint, Deletion, EventPage, Health, Job, JobPage, Prediction, Task
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -89,20 +89,25 @@ def page(
     q: str | None = None,
     sort: str | None = None,
 ) -> Call[JobPage]:
-    params: Params = {"limit": limit}
-    named = {
-        "after": after,
-        "experiment": experiment,
-        "created_after": _time(created_after),
-        "created_before": _time(created_before),
-        "q": q,
-        "sort": sort,
-    }
-    params |= {name: value for name, value in named.items() if value is not None}
+    params = _filters(state, labels, experiment, created_after, created_before, q) | {"limit": limit}
+    params |= {name: value for name, value in {"after": after, "sort": sort}.items() if value is not None}
+    return Call("GET", "/v1/jobs", lambda response: JobPage.model_validate_json(response.content), params=params)
+
+
+def _filters(
+    state: Iterable[str],
+    labels: Mapping[str, str] | None,
+    experiment: str | None,
+    created_after: datetime | str | None,
+    created_before: datetime | str | None,
+    q: str | None,
+) -> Params:
+    named = {"experiment": experiment, "created_after": _time(created_after), "created_before": _time(created_before), "q": q}
+    params: Params = {name: value for name, value in named.items() if value is not None}
     params |= {f"label.{key}": value for key, value in (labels or {}).items()}
     if states := [str(one) for one in state]:
         params["state"] = states
-    return Call("GET", "/v1/jobs", lambda response: JobPage.model_validate_json(response.content), params=params)
+    return params
 
 
 def act(job_id: str, action: Literal["cancel", "pause", "resume"]) -> Call[Job]:
@@ -128,6 +133,22 @@ def update(job_id: str, fields: Mapping[str, Any], if_match: str | None) -> Call
 
 def delete(job_id: str) -> Call[None]:
     return Call("DELETE", _job_path(job_id), lambda _: None, done_before=frozenset({404}))
+
+
+def delete_many(
+    *,
+    state: Iterable[str] = (),
+    labels: Mapping[str, str] | None = None,
+    experiment: str | None = None,
+    created_after: datetime | str | None = None,
+    created_before: datetime | str | None = None,
+    q: str | None = None,
+    limit: int,
+    dry_run: bool,
+) -> Call[Deletion]:
+    """Not repeated blindly: a second call would take the next jobs."""
+    params = _filters(state, labels, experiment, created_after, created_before, q) | {"limit": limit, "dry_run": dry_run}
+    return Call("DELETE", "/v1/jobs", lambda response: Deletion.model_validate_json(response.content), params=params, repeatable=dry_run)
 
 
 def events(job_id: str, after: int, limit: int | None) -> Call[EventPage]:

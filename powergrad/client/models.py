@@ -74,15 +74,25 @@ class Job(_Answer):
     labels: dict[str, str] = {}
     notes: str | None = None
     priority: int | None = None
+    bytes: int = 0
     experiment: str | None = None
     created_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    expires_at: datetime | None = None
     version: int | None = None
 
     @property
     def is_terminal(self) -> bool:
         return self.state in TERMINAL
+
+
+class Deletion(_Answer):
+    """Ids of jobs that were deleted, or would be, newest first; `bytes` of their checkpoints and artifacts. `has_more`: others fit too."""
+
+    deleted: list[str]
+    bytes: int = 0
+    has_more: bool = False
 
 
 class JobPage(_Answer):

@@ -18,7 +18,7 @@ from powergrad.client import calls
 from powergrad.client.calls import Artifacts, Call, Checkpoints, Json, Rows, Spec
 from powergrad.client.core import CUT, QUIET_STREAM_S, TASK_LOOK_S, LogPlace, Patience, Place, chosen, core, named, predicted
 from powergrad.client.download import PartialFile, target_of
-from powergrad.client.models import Artifact, Checkpoint, Event, EventPage, Health, Job, JobPage, Prediction, Task
+from powergrad.client.models import Artifact, Checkpoint, Deletion, Event, EventPage, Health, Job, JobPage, Prediction, Task
 from powergrad.client.retries import Retries
 
 T = TypeVar("T")
@@ -138,6 +138,10 @@ class Client:
 
     def delete(self, job_id: str) -> None:
         self.send(calls.delete(job_id))
+
+    def delete_many(self, *, limit: int = 1000, dry_run: bool = False, **filters: Any) -> Deletion:
+        """Delete the newest `limit` (at most 1000) jobs that fit and have ended; at least one filter, as in `list`. dry_run: only say which."""
+        return self.send(calls.delete_many(limit=limit, dry_run=dry_run, **filters))
 
     # --- what a job leaves
 
