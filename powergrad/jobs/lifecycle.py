@@ -332,12 +332,15 @@ def pause(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> JobState:
 
 
 def resume(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> JobState:
-    """Put a paused job back into the queue; the state it is in now. Twice is no error."""
+    """Put a paused job back into the queue; the state it is in now. Twice is no error. Raises QuotaExceeded."""
+    is_limited = bool(quotas.limited(tx, [owner]))  # before the row: a submission waits for the two in this order
     row = locked(tx, job_id, owner=owner)
     match JobState(row.state):
         case JobState.QUEUED | JobState.RUNNING as state:
             return state
         case JobState.PAUSED:
+            if is_limited:
+                quotas.check_queued(tx, owner)
             _move(tx, row, JobState.QUEUED, {"queued_at": tx.now_ms, "not_before": None})
             return JobState.QUEUED
         case JobState.PAUSING:
@@ -358,12 +361,15 @@ class RaisedLimits:
 def retry(tx: Tx, job_id: str, *, limits: RaisedLimits | None = None, owner: str = LOCAL_OWNER) -> JobState:
     """Queue a failed or cancelled job again: it goes on from its last checkpoint, with a fresh count of failures.
 
-    Raises InvalidSpec for limits out of range.
+    Raises InvalidSpec for limits out of range, QuotaExceeded.
     """
+    is_limited = bool(quotas.limited(tx, [owner]))
     row = locked(tx, job_id, owner=owner)
     state = JobState(row.state)
     if state not in (JobState.FAILED, JobState.CANCELLED):
         raise IllegalMove("retry", state, "only a failed or cancelled job can go on")
+    if is_limited:
+        quotas.check_queued(tx, owner)
     raised = {name: value for name, value in vars(limits or RaisedLimits()).items() if value is not None}
     spec = {**row.spec, "limits": {**row.spec["limits"], **raised}}
     try:

@@ -1,7 +1,8 @@
 """What an owner may have: queued and running jobs, GPU seconds, stored bytes. No row, or NULL in it, is no limit.
 
-The rules are checked in the transaction that would break them: queued, bytes and GPU seconds at a submission, running at a claim. Of two such
-transactions the second waits for the first: SQLite has one writer anyway, on PostgreSQL a lock of the owner's makes them one after the other.
+The rules are checked in the transaction that would break them: queued, bytes and GPU seconds at a submission, queued when a job comes back to
+the queue at its owner's wish, running at a claim. Of two such transactions the second waits for the first: SQLite has one writer anyway, on
+PostgreSQL a lock of the owner's makes them come one after the other.
 """
 
 from __future__ import annotations
@@ -94,14 +95,20 @@ def _wait_for_others(tx: Tx, names: Iterable[str]) -> None:
 
 def check_submission(tx: Tx, owner: str, *, new: int = 1) -> None:
     """Raises QuotaExceeded when so many new jobs are too many."""
+    check_queued(tx, owner, new=new)
     row = tx.one(_ROW, {"owner": owner})
     if row is None:
         return
-    if row.max_queued is not None and (queued := _queued(tx, owner)) + new > row.max_queued:
-        raise QuotaExceeded("queued", queued, row.max_queued, "wait until jobs have started, or cancel some")
     if row.max_gpu_ms is not None and row.gpu_ms >= row.max_gpu_ms:
         raise QuotaExceeded("gpu_seconds", row.gpu_ms // 1000, row.max_gpu_ms // 1000, "ask whoever runs the server for more")
     check_bytes(tx, owner)
+
+
+def check_queued(tx: Tx, owner: str, *, new: int = 1) -> None:
+    """Raises QuotaExceeded when so many more jobs in the queue are too many."""
+    row = tx.one(_ROW, {"owner": owner})
+    if row is not None and row.max_queued is not None and (queued := _queued(tx, owner)) + new > row.max_queued:
+        raise QuotaExceeded("queued", queued, row.max_queued, "wait until jobs have started, or cancel some")
 
 
 def check_bytes(tx: Tx, owner: str, *, more: int = 0) -> None:
