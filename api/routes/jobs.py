@@ -461,7 +461,7 @@ def pause(parts: WithParts, caller: WithCaller, job_id: JobId) -> Response:
     summary="Queue a paused job again",
     status_code=202,
     response_model=JobDocument,
-    responses=MOVED,
+    responses=MOVED | problems(*STORED, *CHANGES, errors.JOB_NOT_FOUND, errors.ILLEGAL_MOVE, errors.QUOTA_EXCEEDED),
 )
 def resume(parts: WithParts, caller: WithCaller, job_id: JobId) -> Response:
     return _changed(parts, job_id, caller.owner, lambda tx: lifecycle.resume(tx, job_id, owner=caller.owner), ring=True)
@@ -473,7 +473,7 @@ def resume(parts: WithParts, caller: WithCaller, job_id: JobId) -> Response:
     summary="Let a failed or cancelled job go on from its last checkpoint",
     status_code=202,
     response_model=JobDocument,
-    responses=MOVED | problems(*STORED, *CHANGES, *BODY, errors.JOB_NOT_FOUND, errors.ILLEGAL_MOVE),
+    responses=MOVED | problems(*STORED, *CHANGES, *BODY, errors.JOB_NOT_FOUND, errors.ILLEGAL_MOVE, errors.QUOTA_EXCEEDED),
     openapi_extra=json_request(RetryBody, is_required=False, examples={"more time": {"limits": {"max_seconds": 7200}}}),
 )
 def retry(parts: WithParts, caller: WithCaller, job_id: JobId, body: JsonBody) -> Response:
