@@ -19,6 +19,8 @@ from powergrad.data.errors import DataUnreadable
 MAX_PIXELS = 64 * 2**20
 """Largest image that is decoded: 8192×8192, 192 MiB as RGB."""
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
+"""Pillow goes by a file's content, not its name, and knows formats that are programs (EPS is handed to Ghostscript): these, no others."""
 # what Pillow's decoders raise on broken files, found by feeding them truncated and bit-flipped ones
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error)
 _JPEG_SCALES = (8, 4, 2)  # libjpeg decodes at these fractions; its decoder has more, Pillow offers these
@@ -73,7 +75,7 @@ def _opened(source: Source) -> Image.Image:
         return source
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
 
 
 def _upright(image: Image.Image) -> tuple[int, int]:
