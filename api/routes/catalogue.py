@@ -53,15 +53,20 @@ def _published(parts: Parts, kind: str) -> Response:
 SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema", **JobSpec.model_json_schema()}
 
 
+class SchemaResponse(JSONResponse):
+    media_type = "application/schema+json"
+
+
 @router.get(
     "/schemas/job",
     operation_id="getJobSchema",
     summary="JSON Schema of a spec",
     response_model=dict[str, Any],
+    response_class=SchemaResponse,
     responses=problems(),
 )
 async def job_schema() -> Response:
-    return JSONResponse(SCHEMA, headers={"Cache-Control": "max-age=300"}, media_type="application/schema+json")
+    return SchemaResponse(SCHEMA, headers={"Cache-Control": "max-age=300"})
 
 
 @router.get(

@@ -58,7 +58,9 @@ async def events(
     accept: Annotated[str, Header(include_in_schema=False)] = "",
     after: Annotated[int, Query(ge=0, le=LARGEST_SEQ, description="Number of the last event seen.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000, description="Of a list; a stream has no end but the job's.")] = 100,
-    last_event_id: Annotated[str | None, Header(description="Of a stream: the same as `after`, and stronger.")] = None,
+    last_event_id: Annotated[
+        str | None, Header(description="Of a stream: the same as `after`, and stronger.", json_schema_extra={"pattern": "^[0-9]{0,18}$"})
+    ] = None,
 ) -> Response:
     if EVENT_STREAM not in accept:
         return await run_in_threadpool(_list, parts, job_id, caller.owner, after, limit)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import structlog
 from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import JSONResponse
-from pydantic import AwareDatetime, ConfigDict, Field, field_validator
+from pydantic import AwareDatetime, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -37,6 +37,7 @@ from powergrad.spec import NAME_PATTERN, NamedData, SpecModel
 QUEUE_LOOK_S = 2.0  # a queued job's place moves without its row: so often a waiting poll looks again
 POLL_AFTER_S = 1
 SORT_PATTERN = r"^(-created_at|-?metrics\.[A-Za-z0-9_]{1,64})$"
+RFC3339_PATTERN = r"^(?!0000)\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:[0-5]\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)$"
 PLAIN_TEXT = r"^[^\x00-\x1f\x7f]*$"
 LABEL = "label."
 MOST_LABELS = 32  # a job has no more, so more can match none
@@ -66,6 +67,15 @@ IdempotencyKey = Annotated[
     ),
 ]
 
+
+def _as_rfc3339(value: Any) -> Any:
+    if not isinstance(value, str) or not re.fullmatch(RFC3339_PATTERN, value, re.ASCII):
+        raise PydanticCustomError("bad_format", "must be a date and time with its offset (RFC 3339), such as 2026-01-31T12:00:00Z")
+    return value
+
+
+# pydantic's own takes 0.5 for a moment of 1970
+Moment = Annotated[AwareDatetime, BeforeValidator(_as_rfc3339), Field(json_schema_extra={"pattern": RFC3339_PATTERN})]
 DryRun = Annotated[bool, Query(description="Only check and normalise the spec.")]
 
 
@@ -299,8 +309,8 @@ async def _filter(
     caller: WithCaller,
     request: Request,
     experiment: Annotated[str | None, Query(pattern=NAME_PATTERN)] = None,
-    created_after: Annotated[AwareDatetime | None, Query()] = None,
-    created_before: Annotated[AwareDatetime | None, Query()] = None,
+    created_after: Annotated[Moment | None, Query()] = None,
+    created_before: Annotated[Moment | None, Query()] = None,
     q: Annotated[str | None, Query(max_length=128, pattern=PLAIN_TEXT, description="Part of a name, or the start of an id.")] = None,
 ) -> queries.Filter:
     """The caller's jobs that were asked for, in whatever state; a route that takes it has BY_LABEL among its parameters."""

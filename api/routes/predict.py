@@ -71,7 +71,9 @@ async def predict(
     request: Request,
     job_id: JobId,
     top: Annotated[int, Query(ge=1, le=1000, description="How many classes to name.")] = 5,
-    checkpoint: Annotated[str, Query(description="An id, `best` or `latest`.")] = "best",
+    checkpoint: Annotated[
+        str, Query(description="An id, `best` or `latest`.", json_schema_extra={"pattern": f"^({CHECKPOINT_ID.pattern})$"})
+    ] = "best",
 ) -> Response:
     if not CHECKPOINT_ID.fullmatch(checkpoint):
         raise parameter_error("checkpoint", "bad_format", "must be best, latest or an id such as step-00000800", checkpoint[:64])

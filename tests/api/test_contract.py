@@ -109,6 +109,11 @@ def test_every_link_leads_to_an_operation_and_gives_what_its_path_asks_for(api: 
         assert link["parameters"].keys() == openapi.path_names(paths[link["operationId"]])
 
 
+def test_the_schema_of_a_spec_comes_as_what_it_is_documented_as(api: Api) -> None:
+    documented = api.http.get("/openapi.json").json()["paths"]["/v1/schemas/job"]["get"]["responses"]["200"]["content"]
+    assert list(documented) == [api.http.get("/v1/schemas/job").headers["content-type"]] == ["application/schema+json"]
+
+
 def test_the_routes_are_these(api: Api) -> None:
     found = {(method, path) for method, path, _ in operations(api)}
     job = "/v1/jobs/{job_id}"

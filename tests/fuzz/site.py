@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 import subprocess
@@ -73,8 +74,13 @@ class Site:
             return all(http.get("/v1/jobs?limit=1").status_code == 200 for http in (anna, bert))
 
     def defects(self) -> list[str]:
-        """What its log says of errors that nobody foresaw."""
-        return [line for line in self.log.read_text(errors="replace").splitlines() if "unforeseen" in line or "Traceback" in line]
+        """What its log says of errors that nobody foresaw: where, and the end of the traceback."""
+        found = []
+        for line in self.log.read_text(errors="replace").splitlines():
+            said = json.loads(line) if line.startswith("{") else {"event": line}
+            if "exception" in said or "Traceback" in said["event"]:
+                found.append(f"{said.get('method')} {said.get('path')}: {' | '.join(str(said.get('exception', line)).splitlines()[-9:])}")
+        return found
 
 
 @contextmanager
