@@ -7,6 +7,7 @@ have a time of its own, and nobody waits for the minute in which one goes.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -80,7 +81,7 @@ class Sweeper:
     ring: Callable[[], None]
     interval_s: float = INTERVAL_S
     expiry_interval_s: float = EXPIRY_INTERVAL_S
-    _expire_at: float = 0.0
+    _expired_s: float = -math.inf
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -100,7 +101,7 @@ class Sweeper:
 
     def _sweep(self) -> bool:
         """One round; whether the next is due at once."""
-        expires = time.monotonic() >= self._expire_at
+        expires = time.monotonic() - self._expired_s >= self.expiry_interval_s
         try:
             swept = sweep_once(self.store, self.artifacts, self.ring, expires=expires)
         except Exception as error:  # the sweeper outlives its rounds
@@ -110,5 +111,5 @@ class Sweeper:
                 log.exception("sweep failed")
             return False
         if expires:
-            self._expire_at = time.monotonic() + self.expiry_interval_s
+            self._expired_s = time.monotonic()
         return swept is not None and len(swept.debts) == lifecycle.MOST_DEBTS
