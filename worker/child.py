@@ -135,8 +135,8 @@ def standby(connection: Connection) -> None:
     setproctitle("powergrad: standby")
     from powergrad import data, models
 
-    connection.send({"template_pid": os.getppid(), "models": models.describe_models(), "datasets": data.describe_datasets()})
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, OSError):  # the worker has left already: it was stopped while torch was loading
+        connection.send({"template_pid": os.getppid(), "models": models.describe_models(), "datasets": data.describe_datasets()})
         connection.recv()
     os._exit(0)
 

@@ -44,7 +44,7 @@ REASONS_BY_FORCE = frozenset({"worker_lost", "crashed"})
 """What a job may fail with that only outside violence has ended."""
 TRANSACTION_S = 2.0
 """A row's time is that of its transaction's begin, which may lie so long before what the transaction saw."""
-NEVER_THE_SAME = frozenset({"images_per_s"})
+NEVER_THE_SAME = frozenset({"images_per_s", "memory_gib"})
 """Series that are no function of the spec."""
 
 
