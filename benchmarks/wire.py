@@ -74,6 +74,7 @@ class Connection:
         """A chunked body's content."""
         while size := int(await self.reader.readuntil(b"\r\n"), 16):
             yield (await self.reader.readexactly(size + 2))[:-2]
+        await self.reader.readexactly(2)
 
 
 @asynccontextmanager

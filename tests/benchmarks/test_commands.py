@@ -16,17 +16,18 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 400  # a quick run takes half a minute on an idle machine of two cores
 
 
-def printed(*command: str) -> dict[str, Any]:
-    """What `python -m benchmarks...` prints with --json."""
+def printed(*command: str, exits: tuple[int, ...] = (0,)) -> dict[str, Any]:
+    """What `python -m benchmarks...` prints with --json. exits: codes it may end with."""
     done = subprocess.run(
         [sys.executable, "-m", *command, "--json"], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS - 10, check=False
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode in exits, done.stderr[-4000:]
     result: dict[str, Any] = json.loads(done.stdout)
     assert result["benchmark"] == command[0].removeprefix("benchmarks.")
     assert result["hardware"]
     assert result["peer"]
     assert 0 <= result["others_share"] <= 1
+    result["exit"] = done.returncode
     return result
 
 
@@ -66,3 +67,14 @@ def test_api_serves_its_load() -> None:
     result = printed("benchmarks.api", "--quick")
     assert result["submit_per_s"] > 0
     assert result["inline_per_s"] > 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(SECONDS)
+def test_load_finds_no_error_and_no_lost_event_and_exits_by_its_bars() -> None:
+    result = printed("benchmarks.load", "--quick", exits=(0, 1))
+    assert (result["errors"], result["lost_events"], result["failed_jobs"]) == (0, 0, 0), result["faults"]
+    assert result["heard_events"] > 0
+    assert set(result["missed"]) <= {"poll_p99_ms", "lag_p99_s", "growth_mib"}, "times and memory are the machine's affair"
+    assert result["exit"] == bool(result["missed"])
+    assert result["statuses"].keys() == {"200", "304"}

@@ -32,13 +32,13 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 READERS, SLOW = 200, 20
-EVENTS, PER_S = 300, 50
+EVENTS, PER_S = 200, 50
 SLOW_BUFFER = 4096
 STALLED_S = 2.0
 STARTS_WITHIN_S = 60.0
 DEADLINE_S = 120.0
-# A connection of uvicorn with its request, its tasks and its stream took 0.09 MiB when this was measured; a reader that does not read may
-# keep 64 KiB that were written and 64 KiB that were read for it, twice while they are joined. 200 × 0.3 MiB = 60 MiB
+# 35 to 40 MiB were measured over what the server takes for as many plain requests. A reader may keep a connection with its tasks (0.07 MiB),
+# 64 KiB that were written and not taken, 64 KiB that were read for it, and the same once more while they are joined: 0.3 MiB × 200
 MOST_GROWTH_MIB = 60.0
 
 
@@ -216,7 +216,7 @@ def test_two_hundred_readers_see_every_event_once_though_the_server_is_killed(se
     assert all(reader.cut for reader in readers), "the kill met them all"
     assert sum(reader.left for reader in readers) >= READERS, "they came and went"
     assert growth_mib < MOST_GROWTH_MIB
-    # an event a hundred times a second to each of 200 is no reason to make others wait; a second is the goal for the streams themselves
+    # 200 streams are no reason to make others wait; a second is the goal for the streams themselves
     assert sorted(took_s)[len(took_s) // 2] < 1.0
 
 
@@ -233,7 +233,7 @@ def test_readers_that_never_read_are_cut_off_and_cost_no_more_than_their_buffers
         until(lambda: server.streams() == READERS, within_s=DEADLINE_S)
         before_mib = server.rss_mib()
         most_mib, text = before_mib, "x" * 20_000
-        for number in range(EVENTS):  # 6 MB for each of 200: 1.2 GB if they were kept
+        for number in range(EVENTS):  # 4 MB for each of 200: 800 MB if they were kept
             builders.record(server.store, run, protocol.Note(detail=f"{number} {text}"))
             if number % 25 == 0:
                 most_mib = max(most_mib, server.rss_mib())
@@ -259,10 +259,10 @@ def test_a_followed_log_is_whole_though_the_server_is_killed(server: Server, cli
             log.flush()
             if number == 0:
                 reading.start()
-            if number in {100, 200}:
+            if number == 100:
                 until(lambda: len("".join(got)) > 0.9 * number * len(line), within_s=DEADLINE_S)  # noqa: B023 - asked at once
                 server.kill()
-            if number in {150, 250}:
+            if number == 200:
                 server.start()
     builders.finish(server.store, run)
     reading.join(DEADLINE_S)
