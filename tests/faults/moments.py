@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sqlite3
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 import psutil
 
@@ -75,6 +76,27 @@ def frozen(*processes: psutil.Process) -> Iterator[None]:
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.resume()
+
+
+@contextmanager
+def frozen_between_writes(site: Site, *processes: psutil.Process) -> Iterator[None]:
+    """The same, but never with SQLite's one write lock in hand: until such a process thaws, nobody can write, and nothing could follow."""
+    while True:
+        with frozen(*processes):
+            if not site.store_url.startswith("sqlite") or can_write(site):
+                yield
+                return
+        print("frozen in a write: again")
+
+
+def can_write(site: Site) -> bool:
+    with closing(sqlite3.connect(site.data_dir / "powergrad.db", timeout=3.0, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        connection.execute("ROLLBACK")
+        return True
 
 
 @contextmanager
