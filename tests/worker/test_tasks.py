@@ -19,7 +19,7 @@ ERRANDS = ("look_around", "refuse", "blunder", "die", "devour", "spin", "hang", 
 @pytest.fixture(autouse=True)
 def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ERRANDS:
-        monkeypatch.setitem(running.KINDS, name, f"tests.worker.errands:{name}")
+        monkeypatch.setitem(running.KINDS, name, running.Kind(f"tests.worker.errands:{name}"))
 
 
 def submit(place: Place, kind: str, **arguments: Any) -> str:
@@ -70,7 +70,7 @@ def test_a_childs_end_is_told_and_the_worker_goes_on(place: Place, kind: str, co
 
 
 def test_a_child_that_computes_too_long_is_ended(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "CPU_S", 1)
+    monkeypatch.setitem(running.KINDS, "spin", running.Kind("tests.worker.errands:spin", cpu_s=1))
     error = ended(place, submit(place, "spin"))["error"]
     assert (error["code"], error["detail"]) == ("deadline", "it took more than 1 s of processor time")
 
