@@ -89,7 +89,10 @@ class AllowList:
     @classmethod
     def of_environment(cls) -> AllowList:
         """As POWERGRAD_ALLOWED_HOSTS says now. Raises ValueError."""
-        return _parsed(os.environ.get(VARIABLE, ""))
+        try:
+            return _parsed(os.environ.get(VARIABLE, ""))
+        except ValueError as error:
+            raise ValueError(f"{VARIABLE}: {error}") from None
 
     @property
     def has_networks(self) -> bool:

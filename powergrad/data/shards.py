@@ -33,6 +33,7 @@ from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 from torch import Tensor
 
+from powergrad.addresses import PORTS, AddressRefused, AllowList, target
 from powergrad.data.decode import SUFFIXES
 from powergrad.data.draws import Stream, hashes, integers
 from powergrad.data.errors import DataError, DataMissing, DataUnreadable
@@ -265,13 +266,34 @@ def _remote(url: str) -> list[str]:
 
 
 def _filesystem(url: str) -> tuple[AbstractFileSystem, str]:
-    if not _SCHEME.match(url):
+    scheme = _SCHEME.match(url)
+    if not scheme:
         return LocalFileSystem(), url
     try:
-        found: tuple[AbstractFileSystem, str] = url_to_fs(url)
+        found: tuple[AbstractFileSystem, str] = url_to_fs(url, **(_checking(url) if scheme[1].lower() in PORTS else {}))
     except ImportError as error:
         raise DataMissing(f"{shown(url)}: this scheme needs a package that is not installed ({error})") from error
     return found
+
+
+def _checking(url: str) -> dict[str, Any]:
+    """Options of a file system that calls only hosts which may be called, if the URL itself does not say already that its may not."""
+    from powergrad.data import web  # here: it brings aiohttp, for which files of this machine need not wait
+
+    try:
+        allow = AllowList.of_environment()
+        target(url, allow=allow, schemes=web.SCHEMES)
+    except ValueError as error:
+        raise DataUnreadable(f"{shown(url)}: refused ({error})") from error
+    return {"get_client": web.CheckedClient(allow)}
+
+
+def _refusal_behind(error: BaseException) -> AddressRefused | None:
+    """The refusal that an error of aiohttp or fsspec was made of, if it was one."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, AddressRefused):
+        seen = seen.__cause__ or seen.__context__
+    return seen
 
 
 def _translated(url: str, read: Callable[[], _Found]) -> _Found:
@@ -280,9 +302,11 @@ def _translated(url: str, read: Callable[[], _Found]) -> _Found:
         return read()
     except DataError:
         raise
-    except FileNotFoundError as error:
-        raise DataMissing(f"{shown(url)}: not found") from error
     except Exception as error:  # each scheme's library has errors of its own
+        if (refused := _refusal_behind(error)) is not None:
+            raise DataUnreadable(f"{shown(url)}: refused ({refused})") from error
+        if isinstance(error, FileNotFoundError):
+            raise DataMissing(f"{shown(url)}: not found") from error
         raise DataUnreadable(f"{shown(url)}: cannot be read ({_told(error)})") from error
 
 
@@ -291,7 +315,7 @@ def _told(error: Exception) -> str:
 
 
 def _may_pass(error: Exception) -> bool:
-    return not isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
+    return not isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError) and _refusal_behind(error) is None
 
 
 def _all_indexed(urls: Sequence[str], folder: Path, beat: Beat) -> list[_Members]:

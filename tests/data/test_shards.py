@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
+import socket
 import tarfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
 import torch
 import uvicorn
+from starlette.responses import RedirectResponse
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from powergrad.data import Data, open_data, shards
+from powergrad.addresses import AddressRefused, AllowList
+from powergrad.data import Data, open_data, shards, web
 from powergrad.data.decode import Box, decode
 from powergrad.data.errors import DataMissing, DataUnreadable
 from powergrad.data.images import FileImages, Parts
@@ -29,7 +35,14 @@ from powergrad.spec import AugmentNames, WebDatasetData
 from tests.data.folders import image
 
 CPU = torch.device("cpu")
+VARIABLE = "POWERGRAD_ALLOWED_HOSTS"
 EACH = 6
+
+
+@pytest.fixture(autouse=True)
+def _this_machine_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The servers of these tests are here."""
+    monkeypatch.setenv(VARIABLE, "127.0.0.1")
 
 
 def png(seed: int) -> bytes:
@@ -79,9 +92,10 @@ def pixels(part: Shards, index: list[int], *, workers: int = 0, batch_size: int 
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The folder over HTTP, with ranges and ETags; its address."""
-    server = uvicorn.Server(uvicorn.Config(StaticFiles(directory=folder), host="127.0.0.1", port=0, log_level="error", lifespan="off"))
+def served(content: Path | ASGIApp, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """A folder over HTTP, with ranges and ETags, or an application; its address."""
+    app = StaticFiles(directory=content) if isinstance(content, Path) else content
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()
     deadline = time.monotonic() + 10
@@ -89,7 +103,7 @@ def served(folder: Path) -> Iterator[str]:
         thread.join(0.01)
     assert server.started
     try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield f"http://{host}:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(10)
@@ -423,3 +437,108 @@ def test_each_image_is_cropped_by_its_place_and_epoch(tmp_path: Path) -> None:
     (batch,) = images.batches(torch.tensor([2, 5]), 2, epoch=1, crop=left_third)
     assert np.array_equal(batch[0].numpy(), decode(png(2), 16, name="", crop=lambda h, w: Box(0, 0, w / 3, h)))
     assert np.array_equal(batch[1].numpy(), decode(png(5), 16, name=""))
+
+
+# --- what may be called ----------------------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """An ASGI application that notes each request before the application behind it answers."""
+
+    def __init__(self, behind: ASGIApp) -> None:
+        self._behind = behind
+        self.requests: list[str] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.requests.append(scope["path"])
+        await self._behind(scope, receive, send)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "127.1", "[0:0:0:0:0:ffff:7f00:1]", "0.0.0.0", "user@127.0.0.1"])
+def test_shards_on_this_machine_are_refused_unless_it_is_listed(host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE)
+    lay(tmp_path / "set")
+    seen = Counted(StaticFiles(directory=tmp_path / "set"))
+    with served(seen) as address, pytest.raises(DataUnreadable, match="refused"):
+        training_at(tmp_path, address.replace("127.0.0.1", host))
+    assert seen.requests == []
+
+
+def test_the_refusal_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "hooks.corp")
+    with pytest.raises(DataUnreadable, match=r"the operator may list 10\.0\.0\.1:80 in POWERGRAD_ALLOWED_HOSTS"):
+        opened(tmp_path, "http://10.0.0.1/t.tar", "http://10.0.0.1/v.tar")
+
+
+def test_a_list_of_hosts_that_makes_no_sense_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "https://hooks.corp")
+    with pytest.raises(DataUnreadable, match=r"POWERGRAD_ALLOWED_HOSTS: 'https://hooks\.corp': must be a name"):
+        opened(tmp_path, "http://hooks.corp/t.tar", "http://hooks.corp/v.tar")
+
+
+def resolving(monkeypatch: pytest.MonkeyPatch, *answers: str) -> list[str]:
+    """Make every name mean each address in turn, the last one from then on; the names asked for."""
+    real, asked, left = socket.getaddrinfo, list[str](), list(answers)
+
+    def resolve(host: str, *more: Any, **named: Any) -> Any:
+        if not host.endswith(".test"):
+            return real(host, *more, **named)
+        asked.append(host)
+        return real(left.pop(0) if len(left) > 1 else left[0], *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    return asked
+
+
+def test_a_name_that_leads_to_this_machine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its port is open to listed networks, so that the address alone decides."""
+    monkeypatch.setenv(VARIABLE, "192.168.77.0/24")
+    asked = resolving(monkeypatch, "127.0.0.1")
+    lay(tmp_path / "set")
+    seen = Counted(StaticFiles(directory=tmp_path / "set"))
+    with served(seen) as address, pytest.raises(DataUnreadable, match=r"refused .*not a public address"):
+        training_at(tmp_path, address.replace("127.0.0.1", "leads-home.test"))
+    assert "leads-home.test" in asked
+    assert seen.requests == []
+
+
+def test_a_name_that_changes_its_meaning_is_held_against_the_rule_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """127.0.0.2 stands for the public address that the name has at first."""
+    monkeypatch.setenv(VARIABLE, "127.0.0.2")
+    resolving(monkeypatch, "127.0.0.2", "127.0.0.1")
+    lay(tmp_path / "set")
+    bait, victim = (Counted(StaticFiles(directory=tmp_path / "set")) for _ in range(2))
+    with served(bait, host="127.0.0.2") as address, served(victim, port=port_of(address)):
+        url = address.replace("127.0.0.2", "changes.test")
+        assert training_at(tmp_path, url).labels.tolist()
+        # a session of its own knows no name any more, as a forked worker's does
+        fresh = web.CheckedClient(AllowList.of_environment())
+        with pytest.raises(AddressRefused):
+            asyncio.run(fetched(fresh, f"{url}/val.tar"))
+    assert bait.requests
+    assert victim.requests == []
+
+
+async def fetched(client: web.CheckedClient, url: str) -> bytes:
+    async with await client(loop=asyncio.get_running_loop()) as session, session.get(url) as answer:
+        return await answer.read()
+
+
+@pytest.mark.parametrize(
+    "where", ["http://127.0.0.1:{port}/val.tar", "http://leads-home.test:{port}/val.tar", "http://[::1]:{port}/val.tar"]
+)
+def test_a_redirect_to_this_machine_is_refused(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "127.0.0.2")
+    resolving(monkeypatch, "127.0.0.1")
+    lay(tmp_path / "set")
+    victim = Counted(StaticFiles(directory=tmp_path / "set"))
+    with served(victim) as address:
+        lure = Counted(RedirectResponse(where.format(port=port_of(address))))
+        with served(lure, host="127.0.0.2") as elsewhere, pytest.raises(DataUnreadable, match="refused"):
+            training_at(tmp_path, elsewhere)
+    assert lure.requests
+    assert victim.requests == []
+
+
+def port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
