@@ -7,12 +7,13 @@ with Client() as client:
 """
 
 from powergrad.client.aio import AsyncClient
-from powergrad.client.errors import ApiError, ClientError, DownloadCorrupt, Unreachable, Violation
+from powergrad.client.errors import ApiError, ClientError, DownloadCorrupt, ForgedWebhook, Unreachable, Violation
 from powergrad.client.models import (
     Artifact,
     Attempt,
     Checkpoint,
     Deletion,
+    Delivery,
     Event,
     EventPage,
     Health,
@@ -22,9 +23,11 @@ from powergrad.client.models import (
     Prediction,
     Progress,
     Reason,
+    WebhookSecret,
 )
 from powergrad.client.retries import Retries
 from powergrad.client.sync import Client
+from powergrad.client.webhooks import verify_webhook
 from powergrad.jobs.states import JobState
 
 __all__ = [
@@ -36,9 +39,11 @@ __all__ = [
     "Client",
     "ClientError",
     "Deletion",
+    "Delivery",
     "DownloadCorrupt",
     "Event",
     "EventPage",
+    "ForgedWebhook",
     "Health",
     "Job",
     "JobMetrics",
@@ -50,4 +55,6 @@ __all__ = [
     "Retries",
     "Unreachable",
     "Violation",
+    "WebhookSecret",
+    "verify_webhook",
 ]

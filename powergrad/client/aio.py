@@ -18,7 +18,20 @@ from powergrad.client import calls
 from powergrad.client.calls import Artifacts, Call, Checkpoints, Json, Rows, Spec
 from powergrad.client.core import CUT, QUIET_STREAM_S, TASK_LOOK_S, LogPlace, Patience, Place, chosen, core, named, predicted
 from powergrad.client.download import PartialFile, target_of
-from powergrad.client.models import Artifact, Checkpoint, Deletion, Event, EventPage, Health, Job, JobPage, Prediction, Task
+from powergrad.client.models import (
+    Artifact,
+    Checkpoint,
+    Deletion,
+    Delivery,
+    Event,
+    EventPage,
+    Health,
+    Job,
+    JobPage,
+    Prediction,
+    Task,
+    WebhookSecret,
+)
 from powergrad.client.retries import Retries
 
 T = TypeVar("T")
@@ -284,6 +297,38 @@ class AsyncClient:
             await asyncio.sleep(min(TASK_LOOK_S, patience.next_wait_s(answer.id)))
             answer = await self.send(calls.task(answer.id))
         return answer
+
+    # --- webhooks
+
+    async def webhook_secret(self) -> WebhookSecret:
+        """The secret that signs the caller's webhooks, made at the first call."""
+        return await self.send(calls.webhook_secret())
+
+    async def rotate_webhook_secret(self) -> WebhookSecret:
+        """A new secret; the old one signs beside it for 24 hours."""
+        return await self.send(calls.rotate_webhook_secret())
+
+    async def deliveries(self, *, job: str | None = None, state: str | None = None, page_size: int = 100) -> AsyncIterator[Delivery]:
+        """What was sent in the last 30 days, newest first, fetched page by page as it is asked for. state: pending, delivered, failed."""
+        after: str | None = None
+        while True:
+            found = await self.send(calls.deliveries(job=job, state=state, limit=page_size, after=after))
+            for one in found.data:
+                yield one
+            if not (found.has_more and found.data):
+                return
+            after = found.data[-1].id
+
+    async def delivery(self, delivery_id: str) -> Delivery:
+        return await self.send(calls.delivery(delivery_id))
+
+    async def retry_delivery(self, delivery_id: str) -> Delivery:
+        """The delivery, due now."""
+        return await self.send(calls.retry_delivery(delivery_id))
+
+    async def test_webhook(self, url: str) -> Delivery:
+        """Owe `url` an event webhook.test: delivered as those of jobs are. Raises ApiError (422) for one that may not be called."""
+        return await self.send(calls.test_webhook(url))
 
     # --- the server
 

@@ -12,7 +12,20 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel
 
-from powergrad.client.models import Artifact, Checkpoint, Deletion, EventPage, Health, Job, JobPage, Prediction, Task
+from powergrad.client.models import (
+    Artifact,
+    Checkpoint,
+    Deletion,
+    Delivery,
+    DeliveryPage,
+    EventPage,
+    Health,
+    Job,
+    JobPage,
+    Prediction,
+    Task,
+    WebhookSecret,
+)
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -247,6 +260,34 @@ def document(path: str) -> Call[Json]:
     return Call("GET", path, _json)
 
 
+def webhook_secret() -> Call[WebhookSecret]:
+    return Call("GET", "/v1/webhooks/secret", lambda response: WebhookSecret.model_validate_json(response.content))
+
+
+def rotate_webhook_secret() -> Call[WebhookSecret]:
+    """A second rotation would end the overlap with the secret that receivers have, so it is not repeated blindly."""
+    read = lambda response: WebhookSecret.model_validate_json(response.content)  # noqa: E731
+    return Call("POST", "/v1/webhooks/secret/rotate", read, repeatable=False)
+
+
+def deliveries(*, job: str | None, state: str | None, limit: int, after: str | None) -> Call[DeliveryPage]:
+    named = {"job": job, "state": state, "after": after}
+    params: Params = {"limit": limit} | {name: value for name, value in named.items() if value is not None}
+    return Call("GET", "/v1/webhooks/deliveries", lambda response: DeliveryPage.model_validate_json(response.content), params=params)
+
+
+def delivery(delivery_id: str) -> Call[Delivery]:
+    return Call("GET", f"/v1/webhooks/deliveries/{quote(delivery_id, safe='')}", _delivery)
+
+
+def retry_delivery(delivery_id: str) -> Call[Delivery]:
+    return Call("POST", f"/v1/webhooks/deliveries/{quote(delivery_id, safe='')}/retry", _delivery, repeatable=False)
+
+
+def test_webhook(url: str) -> Call[Delivery]:
+    return Call("POST", "/v1/webhooks/test", _delivery, json={"url": url}, repeatable=False)
+
+
 def health() -> Call[Health]:
     return Call("GET", "/readyz", _health, fine=frozenset({503}))
 
@@ -286,6 +327,10 @@ def _json(response: httpx2.Response) -> Json:
 def _rows(response: httpx2.Response) -> Rows:
     body = response.json()
     return cast("Rows", body["data"] if isinstance(body, dict) else body)
+
+
+def _delivery(response: httpx2.Response) -> Delivery:
+    return Delivery.model_validate_json(response.content)
 
 
 def _health(response: httpx2.Response) -> Health:

@@ -3,7 +3,8 @@
 ClientError
 ├── ApiError           the server answered, and refused (RFC 9457 problem)
 ├── Unreachable        no answer: refused, timed out, cut off
-└── DownloadCorrupt    the file that came is not the file that was published
+├── DownloadCorrupt    the file that came is not the file that was published
+└── ForgedWebhook      the call did not come from the server, or not now
 """
 
 from __future__ import annotations
@@ -61,6 +62,10 @@ class Unreachable(ClientError):
         self.url = url
         self.refused = refused
         super().__init__(f"{url}: {cause}")
+
+
+class ForgedWebhook(ClientError):
+    """A webhook that the server did not sign, or that is older (or newer) than is tolerated: answer 401 and do nothing."""
 
 
 class DownloadCorrupt(ClientError):

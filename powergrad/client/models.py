@@ -165,6 +165,35 @@ class Task(_Answer):
     error: dict[str, Any] | None = None
 
 
+class WebhookSecret(_Answer):
+    """What signs the caller's webhooks; the secret before it does so too until `previous_until`."""
+
+    secret: str
+    previous_until: datetime | None = None
+
+
+class Delivery(_Answer):
+    """An event on its way to a receiver: pending, delivered or failed. `id` is the `webhook-id` that the receiver sees."""
+
+    id: str
+    event: str
+    url: str
+    job: str | None = None
+    state: str
+    attempt: int = 0
+    status: int | None = None
+    error: str | None = None
+    payload: dict[str, Any] = {}
+    created_at: datetime | None = None
+    next_try_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+class DeliveryPage(_Answer):
+    data: list[Delivery]
+    has_more: bool = False
+
+
 class Health(_Answer):
     """What /readyz says; `ready` is its status code put in words."""
 
