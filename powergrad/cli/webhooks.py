@@ -78,8 +78,8 @@ def _cells(one: Delivery) -> list[str]:
     return [one.id, one.event, one.job or "–", one.state, str(one.attempt), answer, console.ago(one.created_at)]
 
 
-@app.command(epilog=EXIT_CODES)
-def test(
+@app.command("test", epilog=EXIT_CODES)
+def send_test(
     receiver: Annotated[str, typer.Argument(metavar="URL", help="Whom to call: https, at a public address or a host the server allows.")],
     wait_s: Annotated[float, typer.Option("--wait", min=0.0, metavar="SECONDS", help="How long to wait for the first try's end.")] = 30.0,
     as_json: JsonOption = False,

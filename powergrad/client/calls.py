@@ -261,18 +261,18 @@ def document(path: str) -> Call[Json]:
 
 
 def webhook_secret() -> Call[WebhookSecret]:
-    return Call("GET", "/v1/webhooks/secret", lambda response: WebhookSecret.model_validate_json(response.content))
+    return Call("GET", "/v1/webhooks/secret", _webhook_secret)
 
 
 def rotate_webhook_secret() -> Call[WebhookSecret]:
     """A second rotation would end the overlap with the secret that receivers have, so it is not repeated blindly."""
-    read = lambda response: WebhookSecret.model_validate_json(response.content)  # noqa: E731
-    return Call("POST", "/v1/webhooks/secret/rotate", read, repeatable=False)
+    return Call("POST", "/v1/webhooks/secret/rotate", _webhook_secret, repeatable=False)
 
 
 def deliveries(*, job: str | None, state: str | None, limit: int, after: str | None) -> Call[DeliveryPage]:
     named = {"job": job, "state": state, "after": after}
-    params: Params = {"limit": limit} | {name: value for name, value in named.items() if value is not None}
+    params: Params = {"limit": limit}
+    params |= {name: value for name, value in named.items() if value is not None}
     return Call("GET", "/v1/webhooks/deliveries", lambda response: DeliveryPage.model_validate_json(response.content), params=params)
 
 
@@ -327,6 +327,10 @@ def _json(response: httpx2.Response) -> Json:
 def _rows(response: httpx2.Response) -> Rows:
     body = response.json()
     return cast("Rows", body["data"] if isinstance(body, dict) else body)
+
+
+def _webhook_secret(response: httpx2.Response) -> WebhookSecret:
+    return WebhookSecret.model_validate_json(response.content)
 
 
 def _delivery(response: httpx2.Response) -> Delivery:

@@ -38,7 +38,7 @@ def verify_webhook(
     body = payload.encode() if isinstance(payload, str) else payload
     made = hmac.digest(_key(secret), b".".join((message_id.encode(), at.encode(), body)), "sha256")
     expected = b"v1," + base64.b64encode(made)
-    if not any([hmac.compare_digest(expected, one.encode()) for one in signatures.split(" ")]):  # a list: every one is compared
+    if not any(hmac.compare_digest(expected, one.encode()) for one in signatures.split(" ")):
         raise ForgedWebhook("no signature is one of this body, made with this secret")
     event: dict[str, Any] = json.loads(body)
     return event
