@@ -310,7 +310,7 @@ def cancel(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> JobState:
     asked = {"cancel_requested_at": tx.now_ms}
     _move(tx, row, JobState.CANCELLING, asked)
     if state in (JobState.QUEUED, JobState.PAUSED):
-        _move(tx, locked(tx, job_id, owner=owner), JobState.CANCELLED, {"finished_at": tx.now_ms})
+        _move(tx, locked(tx, job_id, owner=owner), JobState.CANCELLED, {"finished_at": tx.now_ms, "not_before": None})
         return JobState.CANCELLED
     return JobState.CANCELLING
 
@@ -382,7 +382,6 @@ def retry(tx: Tx, job_id: str, *, limits: RaisedLimits | None = None, owner: str
         "spec": spec,
         "max_attempts": spec["limits"]["max_attempts"],
         "queued_at": tx.now_ms,
-        "not_before": None,
         "finished_at": None,
         "cancel_requested_at": None,
     }
@@ -1167,6 +1166,8 @@ def _end_attempt(tx: Tx, row: Row[Any], end: End, *, trained_ms: int = 0) -> Job
         # queued_at stays: a job that was interrupted keeps its age, and so its place
     if move.state in TERMINAL:
         values["finished_at"] = tx.now_ms
+        # a cancel that its worker did not answer: the trainer may live on until its lease ends, so a retry waits for that
+        values["not_before"] = row.lease_until if end.outcome is Outcome.LOST and row.lease_until > tx.now_ms else None
     told: dict[str, Any] = {"attempt": row.attempt, "outcome": end.outcome}
     if end.reason is not None and state is not JobState.CANCELLING:
         told["reason"] = {"code": end.reason.code, "detail": end.reason.detail}

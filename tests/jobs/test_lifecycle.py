@@ -145,6 +145,27 @@ def test_a_retry_starts_a_fresh_count_with_the_raised_limits(store: Store, clock
     assert again.spec.limits.max_attempts == 2
 
 
+def test_a_retry_of_a_cancel_that_its_worker_did_not_answer_waits_for_the_end_of_the_lease(store: Store, clock: FakeClock) -> None:
+    """The worker is frozen, and its trainer lives on until its deadline: a second one beside it would train for nothing."""
+    run = b.running(store)
+    b.do(store, lifecycle.cancel, run.job_id)
+    clock.advance(lifecycle.CANCEL_GRACE_S + 1)
+    b.do(store, lifecycle.sweep)
+    assert b.state(store, run.job_id) is S.CANCELLED
+    b.do(store, lifecycle.retry, run.job_id)
+    assert b.claim(store) is None
+    clock.advance(lifecycle.LEASE_TTL_S - lifecycle.CANCEL_GRACE_S)
+    assert b.claimed(store).run == replace(run, attempt=2)
+
+
+def test_a_retry_of_a_cancel_that_was_answered_starts_at_once(store: Store) -> None:
+    run = b.running(store)
+    b.do(store, lifecycle.cancel, run.job_id)
+    b.finish(store, run, Outcome.STOPPED)
+    b.do(store, lifecycle.retry, run.job_id)
+    assert b.claimed(store).run == replace(run, attempt=2)
+
+
 def test_a_retry_with_limits_out_of_range_changes_nothing(store: Store) -> None:
     job_id = b.bring_to(store, S.FAILED)
     with pytest.raises(InvalidSpec) as raised:
