@@ -62,13 +62,12 @@ async def events(
         str | None, Header(description="Of a stream: the same as `after`, and stronger.", json_schema_extra={"pattern": "^[0-9]{0,18}$"})
     ] = None,
 ) -> Response:
+    seen = _number(last_event_id) if last_event_id else after  # looked at first: a wrong one is wrong for a list too
     if EVENT_STREAM not in accept:
         return await run_in_threadpool(_list, parts, job_id, caller.owner, after, limit)
-    if last_event_id:
-        after = _number(last_event_id)
     await run_in_threadpool(_check, parts, job_id, caller.owner)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Vary": "Accept"}
-    return EventSourceResponse(_stream(parts, job_id, after), headers=headers)
+    return EventSourceResponse(_stream(parts, job_id, seen), headers=headers)
 
 
 def _list(parts: Parts, job_id: str, owner: str, after: int, limit: int) -> Response:
