@@ -334,7 +334,7 @@ def test_the_settings_are_those_of_the_processes() -> None:
     from api.settings import ApiSettings
     from worker.settings import WorkerSettings
 
-    told = {row[0]: row[1:3] for row in rows(ROOT / "docs/operating.md", "Settings")}
+    told = {row[0]: row[1:3] for row in rows(ROOT / "docs/operations.md", "Settings")}
     there: dict[str, tuple[str, list[str]]] = {}
     kinds: list[tuple[str, type[BaseSettings]]] = [("api", ApiSettings), ("worker", WorkerSettings)]
     for process, kind in kinds:
