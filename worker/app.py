@@ -6,11 +6,16 @@ database holds it.
 
 from __future__ import annotations
 
+import structlog
 from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from powergrad.jobs import doorbell
 from worker.service import WorkerService
 from worker.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
 
 app = Celery("powergrad")
 _service: WorkerService | None = None
@@ -56,6 +61,9 @@ def work() -> None:
 
 def ring() -> None:
     """Tell some worker that there is work. A broker that is away is no error: workers look for themselves."""
-    with app.connection_for_write() as connection:
-        connection.ensure_connection(max_retries=1, timeout=1)
-        app.send_task(doorbell.TASK, connection=connection, retry=False, expires=doorbell.EXPIRES_S)
+    try:
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=1)
+            app.send_task(doorbell.TASK, connection=connection, retry=False, expires=doorbell.EXPIRES_S)
+    except (OperationalError, RedisError, OSError) as error:
+        log.info("broker away: no ring", error=str(error))
