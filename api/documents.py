@@ -302,6 +302,104 @@ class CatalogueDocument(Document):
     data: list[CatalogueEntryDocument]
 
 
+class DatasetErrorDocument(Document):
+    code: str
+    """data_unreadable, data_missing, changed, or what ended the check."""
+    detail: str
+
+
+class DatasetVersionDocument(Document):
+    model_config = ConfigDict(title="DatasetVersion")
+
+    version: str | None
+    """Content hash; null of a registered folder that has not been read yet."""
+    source: Literal["uploaded", "registered"]
+    path: str | None
+    """Of a registered folder, below the data root."""
+    state: Literal["checking", "ready", "failed"]
+    error: DatasetErrorDocument | None
+    """Why it failed."""
+    classes: int | None
+    """Null until it has been checked."""
+    splits: dict[str, int] | None
+    """Images of each split; where there is no val, a share of train is held out."""
+    files: int
+    bytes: int
+    task: str | None
+    """Id of the task that checks it."""
+    created_at: AwareDatetime
+    checked_at: AwareDatetime | None
+
+
+class DatasetSummaryDocument(DatasetVersionDocument):
+    """The newest version, and what there is beside it."""
+
+    model_config = ConfigDict(title="DatasetSummary")
+
+    name: str
+    object: Literal["dataset"]
+    current: str | None
+    """The version that a spec without one means: the newest that is ready."""
+    versions: list[DatasetVersionDocument]
+    """Newest first."""
+
+
+class FilesDocument(Document):
+    count: int
+    first: list[dict[str, str]]
+    """name and why, of the first 100."""
+
+
+class RepeatedDocument(Document):
+    count: int
+    first: list[list[str]]
+    """Names of the same image, of the first 100 that are there more than once."""
+
+
+class DuplicatesDocument(Document):
+    """Images that are there byte for byte more than once."""
+
+    across_splits: RepeatedDocument
+    across_classes: RepeatedDocument
+    within_classes: int
+
+
+class DatasetReportDocument(Document):
+    model_config = ConfigDict(title="DatasetReport")
+
+    splits: dict[str, int]
+    classes: int
+    class_counts: dict[str, dict[str, int]]
+    """Images by class and split, of the first 2,000 classes."""
+    unreadable: FilesDocument
+    skipped: FilesDocument
+    """Left out because they could not be decoded."""
+    odd: FilesDocument
+    """Decoded, but not as they are: animated, CMYK, 16 bits a pixel."""
+    duplicates: DuplicatesDocument
+    modes: dict[str, int]
+    formats: dict[str, int]
+    sides: dict[str, int] | None
+    """min, median, max of the images' shorter sides in pixels."""
+    warnings: list[str]
+    stamp: str | None
+    """What a registered folder looked like: a job whose folder looks otherwise fails."""
+
+
+class DatasetDocument(DatasetSummaryDocument):
+    model_config = ConfigDict(title="Dataset")
+
+    report: DatasetReportDocument | None
+    """What the check has found; null until then, and where there was nothing to look at."""
+
+
+class DatasetListDocument(Document):
+    model_config = ConfigDict(title="DatasetList")
+
+    object: Literal["list"]
+    data: list[DatasetSummaryDocument | CatalogueEntryDocument]
+
+
 class PaperDocument(Document):
     """What the paper got: single runs."""
 

@@ -17,6 +17,7 @@ from api.routes import (
     artifacts,
     catalogue,
     checkpoints,
+    datasets,
     events,
     health,
     jobs,
@@ -47,6 +48,7 @@ TAGS = [
     {"name": "artifacts", "description": "Tables, pictures and exports to download."},
     {"name": "predictions", "description": "Ask a trained network about an image."},
     {"name": "catalogue", "description": "What a spec may say."},
+    {"name": "datasets", "description": "Images to train on: built in, uploaded, registered."},
     {"name": "workers", "description": "Who trains."},
     {"name": "keys", "description": "Who may call, and how much."},
     {"name": "webhooks", "description": "Who is told of jobs' moves, and whether they heard."},
@@ -80,10 +82,26 @@ def create_app(settings: ApiSettings) -> FastAPI:
     )
     app.state.parts = parts
     app.include_router(jobs.busy)
-    for noun in (jobs, events, metrics, logs, checkpoints, artifacts, predict, catalogue, workers, keys, session, usage, webhooks, health):
+    for noun in (
+        jobs,
+        events,
+        metrics,
+        logs,
+        checkpoints,
+        artifacts,
+        predict,
+        catalogue,
+        datasets,
+        workers,
+        keys,
+        session,
+        usage,
+        webhooks,
+        health,
+    ):
         app.include_router(noun.router)
     pages.install(app)
-    openapi.install(app, (*jobs.BODIES, *webhooks.BODIES, *keys.BODIES, *session.BODIES, *usage.BODIES))
+    openapi.install(app, (*jobs.BODIES, *datasets.BODIES, *webhooks.BODIES, *keys.BODIES, *session.BODIES, *usage.BODIES))
     errors.install(app)
     app.add_middleware(Border, measures=parts.measures, key_ring=parts.key_ring)
     return app

@@ -1,4 +1,4 @@
-"""What a spec may say: models, data sets, and the schema with every default and range."""
+"""What a spec may say: models, presets, and the schema with every default and range."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from api import errors
 from api.documents import CatalogueDocument, PresetDocument, PresetListDocument
 from api.errors import Refused
 from api.openapi import STORED, problems
-from api.parts import Parts, WithParts
+from api.parts import WithParts
 from api.strict import StrictRoute
 from powergrad import presets
 from powergrad.jobs import fleet
@@ -30,23 +30,8 @@ router = APIRouter(prefix="/v1", tags=["catalogue"], route_class=StrictRoute)
     responses=problems(*STORED),
 )
 def models(parts: WithParts) -> Response:
-    return _published(parts, "models")
-
-
-@router.get(
-    "/datasets",
-    operation_id="listDatasets",
-    summary="What spec.data.dataset may be",
-    response_model=CatalogueDocument,
-    responses=problems(*STORED),
-)
-def datasets(parts: WithParts) -> Response:
-    return _published(parts, "datasets")
-
-
-def _published(parts: Parts, kind: str) -> Response:
     with parts.store.read() as tx:
-        entries = fleet.published(tx, kind)
+        entries = fleet.published(tx, "models")
     return JSONResponse({"object": "list", "data": entries})
 
 
