@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,80 +12,33 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import pytest
 
 from benchmarks.wire import CUT, Refused, connected
 from powergrad import protocol
-from powergrad.cli.stack import ask, free_port
+from powergrad.cli.stack import ask
 from powergrad.client import AsyncClient, Client, Retries
 from powergrad.jobs.lifecycle import Run, job_dir
 from powergrad.jobs.store import Store
+from tests.faults.api_process import ApiProcess
 from tests.jobs import builders
 from tests.worker.conftest import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
-ROOT = Path(__file__).parents[2]
 READERS, SLOW = 200, 20
 EVENTS, PER_S = 200, 50
 SLOW_BUFFER = 4096
 STALLED_S = 2.0
-STARTS_WITHIN_S = 60.0
 DEADLINE_S = 120.0
 # 35 to 40 MiB were measured over what the server takes for as many plain requests. A reader may keep a connection with its tasks (0.07 MiB),
 # 64 KiB that were written and not taken, 64 KiB that were read for it, and the same once more while they are joined: 0.3 MiB × 200
 MOST_GROWTH_MIB = 60.0
 
 
-@dataclass
-class Server:
-    """A real API process over a SQLite store that can be killed and started again on its port."""
-
-    folder: Path
-    store: Store
-    port: int = field(default_factory=lambda: free_port("127.0.0.1"))
-    process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        environment = os.environ | {
-            "PYTHONPATH": str(ROOT),
-            "POWERGRAD_DATA_DIR": str(self.folder),
-            "POWERGRAD_DATABASE_URL": self.store.url.render_as_string(),
-            "POWERGRAD_PORT": str(self.port),
-            "POWERGRAD_STALLED_S": str(STALLED_S),
-            "REDIS_URL": "redis://127.0.0.1:1/0",  # nothing listens on port 1
-        }
-        log = (self.folder / "api.log").open("ab")
-        self.process = subprocess.Popen([sys.executable, "-P", "-m", "api"], env=environment, cwd=self.folder, stdout=log, stderr=log)
-        until(lambda: ask("127.0.0.1", self.port, "/healthz")[0] == 200, within_s=STARTS_WITHIN_S)
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    @property
-    def log(self) -> str:
-        return (self.folder / "api.log").read_text()
-
-    def rss_mib(self) -> float:
-        assert self.process is not None
-        return float(psutil.Process(self.process.pid).memory_info().rss) / 2**20
-
-    def connections(self) -> int:
-        assert self.process is not None
-        return sum(one.status == psutil.CONN_ESTABLISHED for one in psutil.Process(self.process.pid).net_connections("tcp"))
-
-    def streams(self) -> int:
-        """Open streams, as the server counts them."""
-        lines = ask("127.0.0.1", self.port, "/metrics")[1].splitlines()
-        return int(float(next(line.split()[1] for line in lines if line.startswith("powergrad_streams "))))
-
-
 @pytest.fixture
-def server(sqlite_store: Store, tmp_path: Path) -> Iterator[Server]:
-    made = Server(tmp_path, sqlite_store)
+def server(sqlite_store: Store, tmp_path: Path) -> Iterator[ApiProcess]:
+    made = ApiProcess(tmp_path, sqlite_store, {"POWERGRAD_STALLED_S": str(STALLED_S)})
     made.start()
     yield made
     made.kill()
@@ -132,12 +81,12 @@ class Reader:
                     await asyncio.sleep(self.dice.uniform(0.1, 0.5))
 
 
-def followed(server: Server, job_id: str, got: list[str]) -> None:
+def followed(server: ApiProcess, job_id: str, got: list[str]) -> None:
     with Client(f"http://127.0.0.1:{server.port}", retries=Retries(count=100, cap_s=0.5)) as client:
         got.extend(client.follow_logs(job_id))
 
 
-def followed_async(server: Server, job_id: str, got: list[str]) -> None:
+def followed_async(server: ApiProcess, job_id: str, got: list[str]) -> None:
     async def follow() -> None:
         async with AsyncClient(f"http://127.0.0.1:{server.port}", retries=Retries(count=100, cap_s=0.5)) as client:
             async for text in client.follow_logs(job_id):
@@ -182,7 +131,7 @@ async def soon(question: Callable[[], bool]) -> None:
     await asyncio.to_thread(until, question, within_s=DEADLINE_S)
 
 
-def test_two_hundred_readers_see_every_event_once_though_the_server_is_killed(server: Server) -> None:
+def test_two_hundred_readers_see_every_event_once_though_the_server_is_killed(server: ApiProcess) -> None:
     run = builders.running(server.store)
     other = builders.submit(server.store)
     readers = [Reader(run.job_id, random.Random(number), is_slow=number < SLOW) for number in range(READERS)]
@@ -220,7 +169,7 @@ def test_two_hundred_readers_see_every_event_once_though_the_server_is_killed(se
     assert sorted(took_s)[len(took_s) // 2] < 1.0
 
 
-def test_readers_that_never_read_are_cut_off_and_cost_no_more_than_their_buffers(server: Server) -> None:
+def test_readers_that_never_read_are_cut_off_and_cost_no_more_than_their_buffers(server: ApiProcess) -> None:
     """uvicorn waits for them in `send`, their streams with it; the kernel resets the connection when nothing was taken for STALLED_S."""
     run = builders.running(server.store)
     asked = f"GET /v1/jobs/{run.job_id}/events HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nAccept: text/event-stream\r\n\r\n".encode()
@@ -246,7 +195,9 @@ def test_readers_that_never_read_are_cut_off_and_cost_no_more_than_their_buffers
 
 
 @pytest.mark.parametrize("client", [followed, followed_async], ids=["Client", "AsyncClient"])
-def test_a_followed_log_is_whole_though_the_server_is_killed(server: Server, client: Callable[[Server, str, list[str]], None]) -> None:
+def test_a_followed_log_is_whole_though_the_server_is_killed(
+    server: ApiProcess, client: Callable[[ApiProcess, str, list[str]], None]
+) -> None:
     run = builders.running(server.store)
     folder = server.folder / job_dir(run.job_id) / "logs"
     folder.mkdir(parents=True)
