@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from powergrad.jobs import errors as domain
-from powergrad.jobs.store import is_unavailable
+from powergrad.jobs.store import is_full, is_unavailable
 
 MEDIA_TYPE = "application/problem+json"
 SCHEMA_NAME = "Problem"
@@ -238,16 +238,16 @@ async def _gone(request: Request, _: ClientDisconnect) -> Response:
 async def _unforeseen(request: Request, error: Exception) -> Response:
     if is_unavailable(error):
         log.warning("database away", path=request.url.path, error=str(error).splitlines()[0])
-        return unavailable(request.url.path)
+        return unavailable(request.url.path, why="its disk is full: free some space" if is_full(error) else "it does not answer")
     log.error("unforeseen", method=request.method, path=request.url.path, exc_info=error)
     return problem(INTERNAL, "a defect of the server: its log has the traceback", instance=request.url.path)
 
 
-def unavailable(instance: str) -> Response:
-    """503: the database is away, nothing was stored."""
+def unavailable(instance: str, *, why: str = "it does not answer") -> Response:
+    """503: the database is away or has no room, nothing was stored."""
     return problem(
         UNAVAILABLE,
-        f"the database does not answer; try again in {RETRY_AFTER_S} s",
+        f"the database is away ({why}); try again in {RETRY_AFTER_S} s",
         instance=instance,
         headers={"Retry-After": str(RETRY_AFTER_S)},
     )
