@@ -11,10 +11,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 
+from powergrad.jobs import lifecycle, queries
 from powergrad.jobs.migrate import _config, is_current, migrate
+from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Store
 from powergrad.jobs.tables import metadata
-from tests.jobs.builders import at_once, submit
+from tests.jobs.builders import at_once, bring_to, claimed, do, finish, running, state, submit
+from tests.jobs.older import make_older
 
 
 def test_the_migrated_schema_is_the_codes_own(empty_database_url: str) -> None:
@@ -57,6 +60,28 @@ def test_the_schema_can_be_taken_back(empty_database_url: str) -> None:
     assert set(inspect(store.engine).get_table_names()) == {"alembic_version"}
     migrate(store)
     submit(store)
+    store.close()
+
+
+def test_jobs_of_the_first_release_go_on_after_the_upgrade(empty_database_url: str) -> None:
+    store = Store(empty_database_url)
+    migrate(store)
+    run = running(store)
+    in_order = sorted(JobState, key=lambda wanted: wanted is JobState.QUEUED)  # last, or the others' claims would take it
+    job_ids = {wanted: bring_to(store, wanted) for wanted in in_order}
+    make_older(store)
+    migrate(store)
+    assert {wanted: state(store, job_id) for wanted, job_id in job_ids.items()} == {wanted: wanted for wanted in JobState}
+    assert finish(store, run) is JobState.SUCCEEDED, "its worker is of the old release still"
+    assert claimed(store).run.job_id == job_ids[JobState.QUEUED]
+    do(store, lifecycle.resume, job_ids[JobState.PAUSED])
+    for ended in (JobState.FAILED, JobState.CANCELLED):
+        do(store, lifecycle.retry, job_ids[ended])
+    assert {claimed(store).run.job_id for _ in range(3)} == {job_ids[s] for s in (JobState.PAUSED, JobState.FAILED, JobState.CANCELLED)}
+    do(store, lifecycle.remove, job_ids[JobState.SUCCEEDED])
+    with store.read() as tx:
+        shown = queries.get(tx, run.job_id)
+    assert (shown["state"], shown["spec"]["data"]["dataset"]) == ("succeeded", "digits")
     store.close()
 
 
