@@ -195,6 +195,7 @@ def _emptied(running: Api) -> Api:
         for table in metadata.sorted_tables:
             tx.run(table.delete())
     running.parts.catalogue = Catalogue(running.parts.store)
+    running.parts.key_ring.forget()
     return running
 
 

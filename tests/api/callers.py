@@ -1,0 +1,97 @@
+"""Owners, their keys, and all that one of them can have on a server: for the tests of who may do what."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+from powergrad import protocol
+from powergrad.jobs import keys, lifecycle, tasks
+from powergrad.jobs.keys import Scope
+from powergrad.jobs.tables import datasets, deliveries
+from tests.api.conftest import DEADLINE_S, Api
+from tests.jobs import builders
+
+WORD = "annas-very-own"
+"""Is in all that Anna has and in nothing else, so that nobody else's answer may contain it."""
+FILE = b"weights"
+
+
+def made(api: Api, owner: str, *scopes: Scope, ttl_s: float | None = None) -> str:
+    """A new key, which the server knows at once."""
+    key = builders.do(api.store, keys.create, owner=owner, scopes=frozenset(scopes or {Scope.SUBMIT}), ttl_s=ttl_s)
+    api.parts.key_ring.forget()
+    return key
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@contextmanager
+def calling(api: Api, key: str | None = None) -> Iterator[httpx2.Client]:
+    """A client of its own, with a key or none, and with its own cookies."""
+    with httpx2.Client(base_url=api.url, trust_env=False, timeout=DEADLINE_S, headers={} if key is None else bearer(key)) as http:
+        yield http
+
+
+@dataclass(frozen=True)
+class Possessions:
+    """What an owner has: a job that has ended, with files, one in the queue, and one of everything else."""
+
+    ended: str
+    queued: str
+    checkpoint: str
+    artifact: str
+    task: str
+    dataset: str
+    delivery: str
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return self.ended, self.queued, self.task, self.dataset, self.delivery
+
+
+def possessions(api: Api, owner: str) -> Possessions:
+    store = api.store
+    run = _trained(api, owner)
+    with store.write() as tx:
+        task_id = tasks.new_id(tx)
+        tasks.submit(tx, task_id, "predict", {"image": WORD}, job_id=run.job_id, owner=owner)
+        taken = tasks.claim(tx, lease_s=600)
+        assert taken is not None
+        tasks.finish(tx, taken, {"object": "prediction", "job": run.job_id, "checkpoint": WORD, "predictions": []})
+    name, delivery = f"{WORD}-set", f"msg_{'0' * 26}"
+    row: dict[str, Any] = {"owner": owner, "created_at": 1}
+    held = {**row, "id": "ds_1", "name": name, "version": f"sha256:{'0' * 64}", "source": "uploaded", "state": "ready", "path": WORD}
+    sent = {**row, "id": delivery, "job_id": run.job_id, "url": f"https://{WORD}.example", "event": "job.succeeded", "body": "{}"}
+    with store.write() as tx:
+        tx.run(datasets.insert().values(**held, files=2, bytes=100))
+        tx.run(deliveries.insert().values(**sent, state="failed", attempt=1, due_at=1))
+    queued = builders.submit(store, owner=owner, name=WORD, key="annas-key", body="annas body")
+    return Possessions(run.job_id, queued, lifecycle.checkpoint_id(10), "labels.json", task_id, name, delivery)
+
+
+def _trained(api: Api, owner: str) -> lifecycle.Run:
+    builders.submit(api.store, owner=owner, name=WORD, labels={"word": WORD})
+    run = builders.claimed(api.store).run
+    file = {"bytes": len(FILE), "sha256": hashlib.sha256(FILE).hexdigest()}
+    written = builders.checkpoint(10, 0.5).model_copy(update=file)
+    home = api.data_dir / lifecycle.job_dir(run.job_id)
+    for path in (f"{written.path}/model.safetensors", "labels.json", "preprocessing.json"):
+        (home / path).parent.mkdir(parents=True, exist_ok=True)
+        (home / path).write_bytes(FILE)
+    artifacts = [
+        protocol.ArtifactWritten(name=name, path=name, media_type="application/json", **file)
+        for name in ("labels.json", "preprocessing.json")
+    ]
+    builders.record(api.store, run, builders.plan(), builders.step(1), builders.evaluation(10, 0.5), written, *artifacts)
+    (home / "logs").mkdir(parents=True, exist_ok=True)
+    (home / "logs" / "a1.log").write_text(f"{WORD}\n")
+    builders.finish(api.store, run)
+    return run
