@@ -251,6 +251,16 @@ def test_a_setting_that_is_wrong_stops_the_start_with_the_part_s_own_words(tmp_p
         made.stop(grace_s=5.0)
 
 
+@pytest.mark.parametrize("given", ["postgresql+psycopg://somewhere/else", "", None])
+def test_the_database_is_the_environment_s_or_the_data_directory_s_own(
+    given: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("POWERGRAD_DATABASE_URL", raising=False)
+    if given is not None:
+        monkeypatch.setenv("POWERGRAD_DATABASE_URL", given)
+    assert Stack(tmp_path)._environment()["POWERGRAD_DATABASE_URL"] == (given or f"sqlite:///{tmp_path / 'powergrad.db'}")
+
+
 def test_a_path_that_sqlite_cannot_open_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     long = tmp_path / "/".join(["x" * 100] * 5)
     with pytest.raises(StackError, match="SQLite opens at most 504; choose a shorter one"):
