@@ -4,8 +4,8 @@
 
 An embedded stack on a temporary directory with so many tiny jobs queued; one more is submitted for each that ends, so that the queue stays
 as long. Every second poller asks with `?wait=`, the others every POLL_S; all with the ETag of the answer before. Each stream follows a job
-from its first event to its end, then the next in line; afterwards what it heard is compared with what is stored. Exit code 1 when a bar is
-missed.
+from its first event to its end, then the next in line; afterwards what it heard is compared with what is stored. Beside them `/healthz`,
+which looks at nothing, is asked ten times a second: what that takes is the machine's part of every answer. Exit code 1 when a bar is missed.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ SPEC: dict[str, Any] = {
     "resources": {"cpu_threads": 1},
 }
 BODY = json.dumps(SPEC).encode()
+FLOOR_S = 0.1  # between two looks at /healthz
 POLL_S = 0.5  # between the polls of one who does not let the server wait
 WAIT_S = 5  # of one who does
 LOOKS = 20  # at one job, before a poller turns to another
@@ -83,6 +84,7 @@ class Result(Origin):
     statuses: dict[str, int]
     poll_ms: Tail
     poll_p99_ms: float
+    floor_ms: Tail
     late_ms: Tail
     lag_s: Tail
     lag_p99_s: float
@@ -106,6 +108,8 @@ class Load:
     handed_out: int = 0
     """How many of `line` have been given to a stream."""
     polls_s: list[float] = field(default_factory=list)
+    floor_s: list[float] = field(default_factory=list)
+    """What an answer takes for which nothing is looked up."""
     late_s: list[float] = field(default_factory=list)
     """How long after its wait a poll was answered that nothing had changed."""
     lags_s: list[float] = field(default_factory=list)
@@ -185,6 +189,7 @@ def measure(options: argparse.Namespace) -> Result:
         "statuses": dict(load.statuses),
         "poll_ms": poll_ms,
         "poll_p99_ms": poll_ms["p99"],
+        "floor_ms": tail([1000 * one for one in load.floor_s]),
         "late_ms": tail([1000 * one for one in load.late_s]),
         "lag_s": lag_s,
         "lag_p99_s": lag_s["p99"],
@@ -221,6 +226,7 @@ async def _story(load: Load, api: psutil.Process, options: argparse.Namespace) -
     """Let pollers and streams loose on the queued jobs; MiB of the API process, once a second."""
     everybody = [asyncio.create_task(_poll(load, options.pollers, waits=number % 2 == 1)) for number in range(options.pollers)]
     everybody += [asyncio.create_task(_stream(load)) for _ in range(options.streams)]
+    everybody.append(asyncio.create_task(_floor(load)))
     rss_mib = []
     for _ in range(round(60 * options.minutes)):
         await asyncio.sleep(1.0)
@@ -252,6 +258,15 @@ async def _poll(load: Load, pollers: int, *, waits: bool) -> None:
         except (*CUT, TimeoutError) as error:
             load.errors.append(f"a poll: {error!r}")
             await asyncio.sleep(POLL_S)
+
+
+async def _floor(load: Load) -> None:
+    async with connected(load.port) as line:
+        while True:
+            begun = time.perf_counter()
+            await line.ask("GET", "/healthz")
+            load.floor_s.append(time.perf_counter() - begun)
+            await asyncio.sleep(FLOOR_S)
 
 
 async def _watch(load: Load, line: Connection, job_id: str, *, waits: bool) -> None:
@@ -376,6 +391,7 @@ def _table(result: Result) -> str:
         f"{'events lost, of those heard':<42}{result['lost_events']:>9} {result['heard_events']:>9}   bar 0",
         f"{'':<42}{'median':>9}   {'p95':>9}   {'p99':>9}   {'max':>9}",
         three("polls", polls, "ms", f"   bar p99 <= {BARS['poll_p99_ms']:.0f} ms"),
+        three("  /healthz meanwhile", result["floor_ms"], "ms"),
         three(f"beyond ?wait={WAIT_S}", late, "ms"),
         three("an event to its stream", lag, "s ", f"   bar p99 <= {BARS['lag_p99_s']:.0f} s"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from api.tailer import BUFFERED
+from api.tailer import BUFFERED, READ_BYTES, Tailer, follow
+from api.tailer import Frame as Event
 from powergrad import protocol
 from powergrad.jobs.lifecycle import Run
 from powergrad.jobs.states import JobState
@@ -175,6 +177,37 @@ def test_a_reader_that_does_not_read_holds_a_bounded_buffer_and_loses_nothing(ap
     body = _dechunked(received.partition(b"\r\n\r\n")[2])
     seen = [int(row[4:]) for row in body.split(b"\n") if row.startswith(b"id: ")]
     assert seen == builders.event_numbers(api.store, run.job_id)
+
+
+def test_what_is_read_for_a_reader_alone_is_bounded_in_bytes_and_comes_in_order(api: Api) -> None:
+    run = builders.running(api.store)
+    for number in range(30):
+        note(api, run, f"{number} {'x' * (READ_BYTES * 2 if number == 15 else 10_000)}")
+    builders.finish(api.store, run)
+
+    async def parts() -> list[list[Event]]:
+        tailer = Tailer(api.store)
+        with tailer.watch(run.job_id, events=True) as watcher:
+            found = [part or [] async for part in follow(tailer, watcher, after=0, quiet_s=DEADLINE_S)]
+        await tailer.stop()
+        return found
+
+    found = asyncio.run(parts())
+    assert [event.seq for part in found for event in part] == builders.event_numbers(api.store, run.job_id)
+    assert all(sum(len(event.data) for event in part) <= READ_BYTES for part in found if len(part) > 1)
+    assert 30 * 10_000 / READ_BYTES < len(found) < 15, "several events at a time"
+
+
+def test_events_that_a_look_had_no_room_for_are_read_from_the_database(api: Api) -> None:
+    """More than BUFFERED at once: the look passes on the first of them only."""
+    run = builders.running(api.store)
+    reader = Reader(api, run.job_id)
+    reader.until_event("state")
+    builders.record(api.store, run, *(protocol.Note(detail=str(number)) for number in range(3 * BUFFERED)))
+    note(api, run, "the next")
+    builders.finish(api.store, run)
+    stored = builders.event_numbers(api.store, run.job_id)
+    assert numbers(reader.rest()) == stored[3:]
 
 
 def _dechunked(raw: bytes) -> bytes:
