@@ -25,6 +25,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.sql import Executable
 
 BUSY_TIMEOUT_MS = 10_000
+IDLE_TRANSACTION_MS = 10_000
+"""PostgreSQL ends a transaction that says nothing for so long: of a process that is frozen, or whose host is gone, with rows in its hand that
+another is to take over."""
+KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
+"""So that a server whose host is gone is an error within a lease and not after the kernel's quarter of an hour."""
 Clock = Callable[[], int]
 Parameters = dict[str, Any] | Sequence[dict[str, Any]]
 
@@ -111,7 +116,9 @@ def is_full(error: BaseException) -> bool:
 def _engine(url: str, *, is_sqlite: bool, pool_size: int) -> Engine:
     options: dict[str, Any] = {"json_serializer": _dumps, "pool_size": pool_size, "max_overflow": 10}
     if not is_sqlite:
-        return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 5}, **options)
+        engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 5, **KEEPALIVE}, **options)
+        event.listen(engine, "connect", _prepare_postgresql)
+        return engine
     path = make_url(url).database
     if path and path != ":memory:":
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +126,11 @@ def _engine(url: str, *, is_sqlite: bool, pool_size: int) -> Engine:
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _prepare_postgresql(connection: Any, _record: Any) -> None:
+    connection.execute(f"SET idle_in_transaction_session_timeout = {IDLE_TRANSACTION_MS}")
+    connection.commit()
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy import select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
-from powergrad.jobs import fleet
+from powergrad.jobs import fleet, lifecycle
+from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Store, is_unavailable, rfc3339
 from powergrad.jobs.tables import catalogue
-from tests.jobs.builders import submit
+from tests.jobs.builders import state, submit
 
 
 def test_a_transaction_that_raises_leaves_no_trace(store: Store) -> None:
@@ -46,6 +48,23 @@ def test_a_database_that_is_not_there_is_unavailable() -> None:
         pass
     assert is_unavailable(raised.value)
     assert not is_unavailable(ValueError("x"))
+
+
+def test_a_process_frozen_in_a_transaction_does_not_keep_its_rows_on_postgresql(
+    emptied: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("powergrad.jobs.store.IDLE_TRANSACTION_MS", 300)
+    frozen, other = Store(emptied()), Store(emptied())
+    job_id = submit(other)
+    with pytest.raises(DBAPIError) as raised, frozen.write() as tx:
+        lifecycle.cancel(tx, job_id)
+        with other.write() as later:  # waits for the row until the server has ended the silent one
+            assert lifecycle.pause(later, job_id) is JobState.PAUSED
+        lifecycle.cancel(tx, job_id)
+    assert is_unavailable(raised.value)
+    assert state(other, job_id) is JobState.PAUSED
+    for store in (frozen, other):
+        store.close()
 
 
 def test_writers_wait_for_each_other_on_sqlite(sqlite_store: Store) -> None:
