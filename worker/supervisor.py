@@ -338,6 +338,7 @@ class _Lease:
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
+        self._trainer = None  # its number may be another process's from here on
         with self._send_lock:
             if self._control_fd >= 0:
                 os.close(self._control_fd)
