@@ -269,11 +269,11 @@ class TorchvisionData(_HeldOut):
 
 
 # Rust's regular expressions, which pydantic matches by, cannot say it in the pattern
-_GOES_DOWN: dict[str, Any] = {"not": {"pattern": r"(^|/)[.]{1,2}(/|$)"}}
+GOES_DOWN: dict[str, Any] = {"not": {"pattern": r"(^|/)[.]{1,2}(/|$)"}}
 
 
 class _Folder(_Data):
-    path: str = Field(pattern=RELATIVE_PATH_PATTERN, json_schema_extra=_GOES_DOWN)
+    path: str = Field(pattern=RELATIVE_PATH_PATTERN, json_schema_extra=GOES_DOWN)
     workers: int = Field(default=0, ge=0, le=64)
     """Processes that decode images; 0 decodes in the trainer. Data sets that are held in memory need none."""
 
@@ -287,14 +287,14 @@ class _Folder(_Data):
 class ClassFolderData(_Folder, _HeldOut):
     dataset: Literal["class_folder"]
     """Folders of images, one a class."""
-    path: str = Field(pattern=RELATIVE_PATH_PATTERN, json_schema_extra=_GOES_DOWN)
+    path: str = Field(pattern=RELATIVE_PATH_PATTERN, json_schema_extra=GOES_DOWN)
     """Folder below the data root: one sub-folder a class, or train/ and val/ with one each."""
 
 
 class ImageNetData(_Folder):
     dataset: Literal["imagenet"]
     """ImageNet-1K as train/ and val/ with one folder a class."""
-    path: str = Field(default="imagenet", pattern=RELATIVE_PATH_PATTERN, json_schema_extra=_GOES_DOWN)
+    path: str = Field(default="imagenet", pattern=RELATIVE_PATH_PATTERN, json_schema_extra=GOES_DOWN)
     """Folder below the data root."""
 
 
@@ -322,7 +322,7 @@ class NamedData(_HeldOut):
     version: str | None = Field(default=None, pattern=VERSION_PATTERN)
     """Content hash of the very version; null is the newest that is ready, fixed when the job is submitted."""
     workers: int = Field(default=0, ge=0, le=64)
-    """Processes that decode images; 0 decodes in the trainer. Sets that are held in memory need none."""
+    """Processes that decode images; 0 decodes in the trainer. Data sets that are held in memory need none."""
 
 
 _DATA_TAGS = {

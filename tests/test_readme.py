@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -24,9 +25,9 @@ from pydantic_settings import BaseSettings
 
 from powergrad.cli.stack import Stack
 from powergrad.client import Client
-from powergrad.jobs.spec import JobSpec
+from powergrad.jobs.spec import WEBHOOK_PATTERN, JobSpec
 from powergrad.jobs.states import MOVES, RETRY
-from powergrad.spec import INIT_FROM_PATTERN, MODEL_PATTERN, NAME_PATTERN, RELATIVE_PATH_PATTERN, SHARDS_PATTERN
+from powergrad.spec import INIT_FROM_PATTERN, MODEL_PATTERN, NAME_PATTERN, RELATIVE_PATH_PATTERN, SHARDS_PATTERN, VERSION_PATTERN
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -310,10 +311,17 @@ def rows(document: Path, heading: str) -> list[list[str]]:
 
 
 def test_the_errors_are_those_the_api_gives() -> None:
+    text = README.read_text()
+    assert text[text.index(ERRORS_BEGIN) + len(ERRORS_BEGIN) : text.index(ERRORS_END)] == error_table(), "run python -m tests.test_readme"
+
+
+def error_table() -> str:
+    """A line for each way to be refused, by status."""
     from api import errors
 
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, errors.Kind)]
-    assert rows(README, "Errors") == [[str(kind.status), kind.code, kind.about.replace("`", "")] for kind in kinds]
+    kinds = sorted((kind for kind in vars(errors).values() if isinstance(kind, errors.Kind)), key=lambda kind: kind.status)
+    lines = ["| status | code | when |", "|---|---|---|", *(f"| {kind.status} | `{kind.code}` | {kind.about} |" for kind in kinds)]
+    return "\n".join(lines) + "\n"
 
 
 def test_the_states_and_moves_are_those_of_the_code() -> None:
@@ -380,6 +388,8 @@ def dotted_names(value: dict[str, Any], above: str = "") -> set[str]:
 
 TABLE_BEGIN = "<!-- spec table: python -m tests.test_readme writes it -->\n"
 TABLE_END = "<!-- end of spec table -->"
+ERRORS_BEGIN = "<!-- error table: python -m tests.test_readme writes it -->\n"
+ERRORS_END = "<!-- end of error table -->"
 Schema = dict[str, Any]
 
 
@@ -448,6 +458,8 @@ PATTERNS = {
     RELATIVE_PATH_PATTERN: "folders joined by `/`",
     SHARDS_PATTERN: "a URL or a path",
     INIT_FROM_PATTERN: "`job_…`, `job_…/best`, `job_…/latest` or `job_…/step-…`",
+    VERSION_PATTERN: "`sha256:` and 64 hex digits",
+    WEBHOOK_PATTERN: "a URL",
 }
 
 
@@ -455,7 +467,7 @@ def _default(field: Schema) -> str:
     if "default" not in field:
         return "required"
     value = field["default"]
-    return f"`{'null' if value is None else str(value).lower() if isinstance(value, bool) else value}`"
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
 def _range(field: Schema) -> str:
@@ -493,9 +505,14 @@ def _plain(value: float) -> str:
 
 
 def main() -> None:
+    _write(TABLE_BEGIN, TABLE_END, spec_table(JobSpec.model_json_schema()))
+    _write(ERRORS_BEGIN, ERRORS_END, error_table())
+
+
+def _write(begin: str, end: str, table: str) -> None:
     text = README.read_text()
-    begin, end = text.index(TABLE_BEGIN) + len(TABLE_BEGIN), text.index(TABLE_END)
-    README.write_text(text[:begin] + spec_table(JobSpec.model_json_schema()) + text[end:])
+    start, stop = text.index(begin) + len(begin), text.index(end)
+    README.write_text(text[:start] + table + text[stop:])
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from powergrad.spec import (
     refuse,
 )
 
+WEBHOOK_PATTERN = r"^https?://[!-~]{1,2000}$"
 LabelName = Annotated[str, Field(pattern=NAME_PATTERN)]
 LabelText = Annotated[str, Field(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
@@ -104,7 +105,7 @@ ENDS: tuple[WebhookEvent, ...] = ("job.succeeded", "job.failed", "job.cancelled"
 
 
 class WebhookSpec(SpecModel):
-    url: str = Field(pattern=r"^https?://[!-~]{1,2000}$", examples=["https://example.com/hooks/powergrad"])
+    url: str = Field(pattern=WEBHOOK_PATTERN, examples=["https://example.com/hooks/powergrad"])
     """Called by POST, signed as Standard Webhooks says. https and public addresses only, unless the server allows the host."""
     events: list[WebhookEvent] = Field(default=list(ENDS), min_length=1, max_length=5)
     """Which moves to tell of."""
