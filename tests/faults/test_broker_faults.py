@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import random
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 import redis
 
-from tests.faults.conftest import Site
+from tests.faults.conftest import Site, gone
 from tests.faults.moments import finish, frozen, pass_by, strike, unguarded
 from tests.worker.conftest import until
 
@@ -52,10 +51,10 @@ def file_corrupted(site: Site, dice: random.Random) -> None:
     with unguarded(site):
         with broker_of(site) as broker:
             for number in range(200):  # short commands, so that 64 bytes cannot lie within one
-                broker.setex(f"of-the-tests-own-{number}", 1, number)
+                broker.set(f"of-the-tests-own-{number}", number, ex=1)
         server = site.valkey()
-        server.send_signal(signal.SIGKILL)
-        server.wait(10)
+        server.kill()
+        until(lambda: gone(server))  # its guard, which would bury it, is stopped
         content = bytearray(file.read_bytes())
         at = dice.randrange(len(content) // 4, len(content) // 2)
         content[at : at + 64] = dice.randbytes(64)

@@ -8,14 +8,21 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.faults.conftest import Site
+from powergrad import protocol
+from powergrad.jobs import lifecycle
+from powergrad.jobs.store import Store
+from tests.faults.conftest import Site, small_spec
 from tests.faults.moments import finish, reason_codes, trainers_of
+from tests.jobs.builders import claimed, do, row, submit
+from tests.stores import FakeClock
 from tests.worker.conftest import until
+from worker import ends
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
 
@@ -108,3 +115,37 @@ def test_a_step_that_hangs_is_killed_and_its_stacks_are_in_the_log(site: Site, u
     assert "in append" in stacks
     finish(site, other, undisturbed)
     assert site.client.get(other).attempt == 1
+
+
+@pytest.mark.row(9)
+def test_a_gpu_without_memory_is_tried_again_later_and_given_up(
+    sqlite_store: Store, clock: FakeClock, tmp_path: Path, dice: random.Random
+) -> None:
+    """There is no GPU here: CUDA's own error is raised at a random step, out of what the trainer speaks through."""
+    import torch  # here: every collection of these tests would pay its seconds
+
+    from powergrad import trainer
+
+    def speak(message: protocol.Message) -> None:
+        if isinstance(message, protocol.Step) and message.step >= fatal_step:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    job_id = submit(sqlite_store, **small_spec(limits={"max_attempts": 3}))
+    waits_s = []
+    for attempt in (1, 2, 3):
+        claim = claimed(sqlite_store)
+        assert claim.run.attempt == attempt
+        fatal_step = dice.randint(1, 8)
+        config = protocol.TrainerConfig(
+            run_id=job_id, attempt=attempt, spec=claim.spec.training(), run_dir=str(tmp_path), data_root=str(tmp_path)
+        )
+        said = trainer.run(config, emit=speak, orders=trainer.StandingOrders())
+        ending = ends.Ending(exit_code=1, said=said, why=None, oom_kills=0, stall_seconds=600.0, max_seconds=None)
+        do(sqlite_store, lifecycle.finish, claim.run, ends.classify(ending, tmp_path / "none.log"))
+        due_ms = row(sqlite_store, job_id).not_before or clock.now_ms
+        waits_s.append((due_ms - clock.now_ms) / 1000)
+        clock.now_ms = due_ms
+    stored = row(sqlite_store, job_id)
+    assert (stored.state, stored.failures, waits_s) == ("failed", 3, [30.0, 60.0, 0.0])
+    assert (stored.reason["code"], "batch_size" in stored.reason["hint"]) == ("out_of_memory_gpu", True)
+    assert "2.00 GiB" in stored.reason["evidence"]["traceback"]
