@@ -641,7 +641,8 @@ def packed(folder: Path, on_progress: Callable[[int, int], None] | None = None) 
             done += len(block)
             if on_progress is not None:
                 on_progress(done, total)
-        yield bytes(-info.size % TAR_BLOCK)
+        if padding := -info.size % TAR_BLOCK:
+            yield bytes(padding)
     yield bytes(2 * TAR_BLOCK)
 
 

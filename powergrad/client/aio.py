@@ -16,11 +16,24 @@ import httpx2
 
 from powergrad.client import calls
 from powergrad.client.calls import Artifacts, Call, Checkpoints, Json, Rows, Spec
-from powergrad.client.core import CUT, QUIET_STREAM_S, TASK_LOOK_S, LogPlace, Patience, Place, chosen, core, named, predicted
+from powergrad.client.core import (
+    CUT,
+    DATASET_LOOK_S,
+    QUIET_STREAM_S,
+    TASK_LOOK_S,
+    LogPlace,
+    Patience,
+    Place,
+    chosen,
+    core,
+    named,
+    predicted,
+)
 from powergrad.client.download import PartialFile, target_of
 from powergrad.client.models import (
     Artifact,
     Checkpoint,
+    Dataset,
     Deletion,
     Delivery,
     Event,
@@ -33,6 +46,7 @@ from powergrad.client.models import (
     WebhookSecret,
 )
 from powergrad.client.retries import Retries
+from powergrad.client.upload import name_of, source_of
 
 T = TypeVar("T")
 
@@ -330,6 +344,47 @@ class AsyncClient:
         """Owe `url` an event webhook.test: delivered as those of jobs are. Raises ApiError (422) for one that may not be called."""
         return await self.send(calls.test_webhook(url))
 
+    # --- data sets
+
+    async def datasets(self) -> Rows:
+        """The built-in sets, then one's own by name."""
+        return await self.send(calls.datasets())
+
+    async def dataset(self, name: str, *, version: str | None = None) -> Dataset:
+        """The newest version of a set, or the one that is named, with the report of its check."""
+        return await self.send(calls.dataset(name, version))
+
+    async def upload_dataset(
+        self,
+        path: str | os.PathLike[str],
+        name: str | None = None,
+        *,
+        skip_unreadable: bool = False,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Dataset:
+        """Send an archive of class folders, or a folder, which is packed on the way; the set as it is then: being checked, or known already.
+
+        name: by default that of the file or folder.  skip_unreadable: leave images that cannot be decoded out instead of failing.
+        on_progress: called with (bytes sent, bytes in all).  Raises ApiError, ClientError, OSError.
+        """
+        source = source_of(Path(path), on_progress)
+        return await self.send(calls.upload_dataset(source, name or name_of(Path(path)), skip_unreadable=skip_unreadable))
+
+    async def register_dataset(self, path: str, name: str) -> Dataset:
+        """Make a folder below the server's data root a data set, where it lies."""
+        return await self.send(calls.register_dataset(path, name))
+
+    async def wait_dataset(self, name: str, timeout_s: float | None = None, *, version: str | None = None) -> Dataset:
+        """The set when it has been checked, ready or failed. Raises TimeoutError."""
+        patience = Patience(timeout_s)
+        while not (found := await self.dataset(name, version=version)).is_checked:
+            await asyncio.sleep(min(DATASET_LOOK_S, patience.next_wait_s(name)))
+        return found
+
+    async def delete_dataset(self, name: str, *, version: str | None = None) -> None:
+        """Delete a set, or one version. A registered folder stays where it is."""
+        await self.send(calls.delete_dataset(name, version))
+
     # --- the server
 
     async def workers(self) -> Rows:
@@ -367,7 +422,7 @@ class AsyncClient:
 
     async def _try(self, call: Call[Any]) -> httpx2.Response | httpx2.TransportError:
         try:
-            return await self._http.send(self._http.build_request(**self._core.arguments(call)))
+            return await self._http.send(self._http.build_request(**_awaited(self._core.arguments(call), call)))
         except httpx2.TransportError as error:
             return error
 
@@ -395,3 +450,13 @@ class AsyncClient:
         if wait_s is None:
             raise self._core.unreachable(outcome) from outcome
         await asyncio.sleep(wait_s)
+
+
+def _awaited(arguments: dict[str, Any], call: Call[Any]) -> dict[str, Any]:
+    """A body that is read from the disk is read in a thread."""
+    return arguments if call.stream is None else {**arguments, "content": _read_elsewhere(arguments["content"])}
+
+
+async def _read_elsewhere(blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while (block := await asyncio.to_thread(next, blocks, None)) is not None:
+        yield block

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar, cast
@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from powergrad.client.models import (
     Artifact,
     Checkpoint,
+    Dataset,
     Deletion,
     Delivery,
     DeliveryPage,
@@ -26,6 +27,7 @@ from powergrad.client.models import (
     Task,
     WebhookSecret,
 )
+from powergrad.client.upload import Source
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -36,6 +38,7 @@ Spec = Mapping[str, Any] | BaseModel
 Params = dict[str, str | int | bool | list[str]]
 
 LONGEST_POLL_S = 30.0
+LONGEST_UNPACKING_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Call(Generic[T]):
     headers: dict[str, str] = field(default_factory=dict)
     json: Any = None
     content: bytes | None = None
+    stream: Callable[[], Iterator[bytes]] | None = None
+    """A body too large for memory, from its beginning for each try."""
     repeatable: bool = True
     """Doing it twice is the same as doing it once."""
     extra_wait_s: float = 0.0
@@ -248,6 +253,30 @@ def media_type_of(image: bytes) -> str:
     return "image/webp" if image[:4] == b"RIFF" and image[8:12] == b"WEBP" else "image/png"
 
 
+def datasets() -> Call[Rows]:
+    return Call("GET", "/v1/datasets", _rows)
+
+
+def dataset(name: str, version: str | None) -> Call[Dataset]:
+    return Call("GET", _dataset_path(name), _dataset, params={} if version is None else {"version": version})
+
+
+def upload_dataset(source: Source, name: str, *, skip_unreadable: bool) -> Call[Dataset]:
+    """The same files are the same version however often they are sent, so this may be repeated."""
+    headers = {"Content-Type": source.media_type} | ({} if source.size is None else {"Content-Length": str(source.size)})
+    params: Params = {"name": name, "unreadable": "skip" if skip_unreadable else "fail"}
+    return Call("POST", "/v1/datasets", _dataset, params=params, headers=headers, stream=source.stream, extra_wait_s=LONGEST_UNPACKING_S)
+
+
+def register_dataset(path: str, name: str) -> Call[Dataset]:
+    return Call("POST", "/v1/datasets", _dataset, json={"name": name, "path": path})
+
+
+def delete_dataset(name: str, version: str | None) -> Call[None]:
+    params: Params = {} if version is None else {"version": version}
+    return Call("DELETE", _dataset_path(name), lambda _: None, params=params, done_before=frozenset({404}))
+
+
 def rows(path: Literal["/v1/workers", "/v1/models", "/v1/presets"]) -> Call[Rows]:
     return Call("GET", path, _rows)
 
@@ -309,6 +338,14 @@ def _series(names: Iterable[str], points: int | None, after: int | None) -> Para
     wanted = list(names)
     params: Params = {"name": wanted} if wanted else {}
     return params | {key: value for key, value in {"points": points, "after": after}.items() if value is not None}
+
+
+def _dataset_path(name: str) -> str:
+    return f"/v1/datasets/{quote(name, safe='')}"
+
+
+def _dataset(response: httpx2.Response) -> Dataset:
+    return Dataset.model_validate_json(response.content)
 
 
 def _job(response: httpx2.Response) -> Job:

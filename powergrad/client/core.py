@@ -61,7 +61,7 @@ class Core:
             "params": {key: str(value).lower() if isinstance(value, bool) else value for key, value in call.params.items()},
             "headers": call.headers,
             "json": call.json,
-            "content": call.content,
+            "content": call.content if call.stream is None else call.stream(),
             "timeout": httpx2.Timeout(self.timeout_s + call.extra_wait_s, connect=min(5.0, self.timeout_s)),
         }
 
@@ -207,6 +207,7 @@ def named(found: list[Artifact], wanted: str, job_id: str) -> Artifact:
 
 
 TASK_LOOK_S = 1.0
+DATASET_LOOK_S = 0.5
 
 
 def predicted(task: Task) -> Prediction | None:

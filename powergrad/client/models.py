@@ -194,6 +194,35 @@ class DeliveryPage(_Answer):
     has_more: bool = False
 
 
+class DatasetVersion(_Answer):
+    """One version of a data set; `version` is None while a registered folder is read for the first time."""
+
+    version: str | None = None
+    source: str = ""
+    path: str | None = None
+    state: str
+    error: dict[str, Any] | None = None
+    classes: int | None = None
+    splits: dict[str, int] | None = None
+    files: int = 0
+    bytes: int = 0
+    created_at: datetime | None = None
+    checked_at: datetime | None = None
+
+    @property
+    def is_checked(self) -> bool:
+        return self.state != "checking"
+
+
+class Dataset(DatasetVersion):
+    """A version of an uploaded or registered data set, and what there is beside it. `current` is what a spec without a version means."""
+
+    name: str
+    current: str | None = None
+    versions: list[DatasetVersion] = []
+    report: dict[str, Any] | None = None
+
+
 class Health(_Answer):
     """What /readyz says; `ready` is its status code put in words."""
 

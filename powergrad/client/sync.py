@@ -16,11 +16,24 @@ import httpx2
 
 from powergrad.client import calls
 from powergrad.client.calls import Artifacts, Call, Checkpoints, Json, Rows, Spec
-from powergrad.client.core import CUT, QUIET_STREAM_S, TASK_LOOK_S, LogPlace, Patience, Place, chosen, core, named, predicted
+from powergrad.client.core import (
+    CUT,
+    DATASET_LOOK_S,
+    QUIET_STREAM_S,
+    TASK_LOOK_S,
+    LogPlace,
+    Patience,
+    Place,
+    chosen,
+    core,
+    named,
+    predicted,
+)
 from powergrad.client.download import PartialFile, target_of
 from powergrad.client.models import (
     Artifact,
     Checkpoint,
+    Dataset,
     Deletion,
     Delivery,
     Event,
@@ -33,6 +46,7 @@ from powergrad.client.models import (
     WebhookSecret,
 )
 from powergrad.client.retries import Retries
+from powergrad.client.upload import name_of, source_of
 
 T = TypeVar("T")
 
@@ -324,6 +338,47 @@ class Client:
     def test_webhook(self, url: str) -> Delivery:
         """Owe `url` an event webhook.test: delivered as those of jobs are. Raises ApiError (422) for one that may not be called."""
         return self.send(calls.test_webhook(url))
+
+    # --- data sets
+
+    def datasets(self) -> Rows:
+        """The built-in sets, then one's own by name."""
+        return self.send(calls.datasets())
+
+    def dataset(self, name: str, *, version: str | None = None) -> Dataset:
+        """The newest version of a set, or the one that is named, with the report of its check."""
+        return self.send(calls.dataset(name, version))
+
+    def upload_dataset(
+        self,
+        path: str | os.PathLike[str],
+        name: str | None = None,
+        *,
+        skip_unreadable: bool = False,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Dataset:
+        """Send an archive of class folders, or a folder, which is packed on the way; the set as it is then: being checked, or known already.
+
+        name: by default that of the file or folder.  skip_unreadable: leave images that cannot be decoded out instead of failing.
+        on_progress: called with (bytes sent, bytes in all).  Raises ApiError, ClientError, OSError.
+        """
+        source = source_of(Path(path), on_progress)
+        return self.send(calls.upload_dataset(source, name or name_of(Path(path)), skip_unreadable=skip_unreadable))
+
+    def register_dataset(self, path: str, name: str) -> Dataset:
+        """Make a folder below the server's data root a data set, where it lies."""
+        return self.send(calls.register_dataset(path, name))
+
+    def wait_dataset(self, name: str, timeout_s: float | None = None, *, version: str | None = None) -> Dataset:
+        """The set when it has been checked, ready or failed. Raises TimeoutError."""
+        patience = Patience(timeout_s)
+        while not (found := self.dataset(name, version=version)).is_checked:
+            time.sleep(min(DATASET_LOOK_S, patience.next_wait_s(name)))
+        return found
+
+    def delete_dataset(self, name: str, *, version: str | None = None) -> None:
+        """Delete a set, or one version. A registered folder stays where it is."""
+        self.send(calls.delete_dataset(name, version))
 
     # --- the server
 
