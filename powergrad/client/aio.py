@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -377,9 +377,11 @@ class AsyncClient:
     async def wait_dataset(self, name: str, timeout_s: float | None = None, *, version: str | None = None) -> Dataset:
         """The set when it has been checked, ready or failed. Raises TimeoutError."""
         patience = Patience(timeout_s)
-        while not (found := await self.dataset(name, version=version)).is_checked:
+        while True:
+            found = await self.dataset(name, version=version)
+            if found.is_checked:
+                return found
             await asyncio.sleep(min(DATASET_LOOK_S, patience.next_wait_s(name)))
-        return found
 
     async def delete_dataset(self, name: str, *, version: str | None = None) -> None:
         """Delete a set, or one version. A registered folder stays where it is."""

@@ -372,9 +372,11 @@ class Client:
     def wait_dataset(self, name: str, timeout_s: float | None = None, *, version: str | None = None) -> Dataset:
         """The set when it has been checked, ready or failed. Raises TimeoutError."""
         patience = Patience(timeout_s)
-        while not (found := self.dataset(name, version=version)).is_checked:
+        while True:
+            found = self.dataset(name, version=version)
+            if found.is_checked:
+                return found
             time.sleep(min(DATASET_LOOK_S, patience.next_wait_s(name)))
-        return found
 
     def delete_dataset(self, name: str, *, version: str | None = None) -> None:
         """Delete a set, or one version. A registered folder stays where it is."""
