@@ -75,6 +75,12 @@ def not_started(error: BaseException) -> End:
     return End(Outcome.FAILED, Reason(ReasonCode.WORKER_LOST, detail, "It goes on by itself.", {}))
 
 
+def data_changed(detail: str) -> End:
+    """A registered folder is not what it was: training on it would be another experiment."""
+    hint = "Register the folder again and submit the job anew, or put back what was there."
+    return End(Outcome.FAILED, Reason(ReasonCode.DATA_UNREADABLE, detail, hint, {}))
+
+
 def _died(ending: Ending, log_path: Path) -> End:
     if ending.exit_code in (DEADLINE_PASSED, ORPHANED):
         return End(Outcome.STOPPED)  # this worker froze (a laptop slept): nothing that the job did

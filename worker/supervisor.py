@@ -21,6 +21,7 @@ from pathlib import Path
 import structlog
 
 from powergrad import protocol
+from powergrad.archives import stamp_of
 from powergrad.jobs import lifecycle, sweeper
 from powergrad.jobs.artifacts import Artifacts
 from powergrad.jobs.errors import Fenced
@@ -78,6 +79,10 @@ def supervise(bench: Bench, claim: lifecycle.Claim, taken: TakenSlots) -> JobSta
         return state
 
 
+class _DataChanged(Exception):
+    """The job's data are not what it was accepted with."""
+
+
 class _Supervision:
     def __init__(self, bench: Bench, claim: lifecycle.Claim, taken: TakenSlots) -> None:
         self.bench, self.claim, self.taken = bench, claim, taken
@@ -99,6 +104,9 @@ class _Supervision:
         except (OSError, EOFError) as error:
             lease.stop()
             return self._finish(ends.not_started(error), lease)
+        except _DataChanged as error:
+            lease.stop()
+            return self._finish(ends.data_changed(str(error)), lease)
         try:
             self._listen(trainer, lease, events_fd)
             exit_code = self._reap(trainer)
@@ -149,6 +157,7 @@ class _Supervision:
             locks=tuple(self.taken.fds),
         )
         try:
+            self._refuse_changed_data()  # the lease is being renewed: a million names take half a minute
             trainer = self.bench.template.spawn(launch)
         except BaseException:
             os.close(events_fd)
@@ -167,6 +176,18 @@ class _Supervision:
         return str(
             self.bench.artifacts.local_path(place.path) if place.is_uploaded else self.bench.settings.data_dir / "datasets" / place.path
         )
+
+    def _refuse_changed_data(self) -> None:
+        """Raises _DataChanged for a registered folder that looks otherwise than when it was read."""
+        place, folder = self.claim.dataset, self._dataset_dir()
+        if place is None or place.stamp is None or folder is None:
+            return
+        try:
+            stamp = stamp_of(Path(folder))
+        except OSError as error:
+            raise _DataChanged(f"data set folder {place.path} cannot be read ({error.strerror})") from error
+        if stamp != place.stamp:
+            raise _DataChanged(f"data set folder {place.path} has changed since it was registered")
 
     def _initial_weights(self) -> protocol.InitialWeights | None:
         origin = self.claim.init_from
