@@ -185,6 +185,40 @@ def test_a_crash_at_any_point_leaves_the_older_checkpoint_and_no_half_one(tmp_pa
     assert crashes >= 8  # mkdir, three files, their directory twice, rename, parent
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "manifest.json"])
+def test_what_the_disk_does_not_give_back_is_not_published(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file in turn is changed on the disk the moment it has been flushed."""
+    older, real = publish(tmp_path, step=100), os.fsync
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.name == name:
+            content = path.read_bytes()
+            path.write_bytes(content.replace(b"2", b"3") if name == "manifest.json" else content[:-1] + bytes([content[-1] ^ 1]))
+
+    with monkeypatch.context() as lying:
+        lying.setattr(os, "fsync", fsync)
+        with pytest.raises(CheckpointBroken, match=name):
+            publish(tmp_path, step=200, seed=1)
+    assert files(tmp_path / "checkpoints" / "a1") == {"step-00000100"}
+    checkpoint.verify(tmp_path / older.path)
+    checkpoint.verify(tmp_path / publish(tmp_path, step=200, seed=1).path)
+
+
+def test_the_manifest_is_of_what_was_handed_over_not_of_what_was_found(tmp_path: Path) -> None:
+    published = publish(tmp_path)
+    for name, entry in published.manifest.files.items():
+        content = (tmp_path / published.path / name).read_bytes()
+        assert (entry.bytes, entry.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_a_broken_one_of_the_same_step_makes_room_for_the_next(tmp_path: Path) -> None:
+    path = tmp_path / publish(tmp_path).path / "state.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+    checkpoint.verify(tmp_path / publish(tmp_path, seed=1).path)
+
+
 def test_starting_cleans_up_after_its_own_attempt_only(tmp_path: Path) -> None:
     leftovers = [checkpoint.attempt_dir(tmp_path, attempt) / ".unfinished-step-00000009" for attempt in (1, 2)]
     for path in leftovers:

@@ -212,3 +212,48 @@ def test_presets_are_listed_and_printed(here: Path, capsys: Captured) -> None:
     assert main(["presets", first]) == 0
     assert json.loads(capsys.readouterr().out)["data"]["dataset"] == "imagenet"
     assert main(["presets", "none"]) == 3
+
+
+def cancelled(client: Client, **fields: object) -> str:
+    job_id = client.submit(endless(**fields)).id
+    client.cancel(job_id)
+    return client.wait(job_id, 60).id
+
+
+def test_delete_takes_the_named_and_says_which_it_could_not(here: Path, client: Client, capsys: Captured) -> None:
+    gone, alive = cancelled(client), client.submit(endless()).id
+    assert main(["delete", gone, alive]) == 3
+    told = capsys.readouterr()
+    assert told.out.split() == [gone]
+    assert "cancel it first" in told.err
+    client.cancel(alive)
+    assert main(["show", gone]) == 3
+
+
+def test_delete_by_options_shows_first_and_asks(here: Path, client: Client, capsys: Captured) -> None:
+    ids = {cancelled(client, labels={"heap": "old"}) for _ in range(2)}
+    chosen = ["delete", "--state", "cancelled", "--label", "heap=old"]
+    assert main([*chosen, "--older-than", "30d"]) == 0
+    assert "No job fits" in capsys.readouterr().err
+    assert main([*chosen, "--dry-run", "--json"]) == 0
+    would = json.loads(capsys.readouterr().out)
+    assert (set(would["deleted"]), would["dry_run"]) == (ids, True)
+    assert main(chosen) == 64, "nobody is there to ask"
+    assert "--yes" in capsys.readouterr().err
+    assert main([*chosen, "--yes"]) == 0
+    assert set(capsys.readouterr().out.split()) == ids
+    assert main([*chosen, "--yes"]) == 0
+    assert "No job fits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["last", "--state", "failed"], ["--older-than", "soon"], ["--label", "x"]])
+def test_delete_without_a_clear_choice_is_wrong_usage(here: Path, arguments: list[str]) -> None:
+    assert main(["delete", *arguments]) == 64
+
+
+def test_a_checkpoint_is_pinned_and_let_go(here: Path, client: Client, trained: Job, capsys: Captured) -> None:
+    assert main(["pin", trained.id]) == 0
+    assert "pinned" in capsys.readouterr().out
+    assert client.checkpoints(trained.id)[0].pinned
+    assert main(["unpin", trained.id, "--checkpoint", "latest", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pinned"] is False

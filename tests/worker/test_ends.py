@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from powergrad import protocol
 from powergrad.jobs.states import Outcome, ReasonCode
 from powergrad.process import DEADLINE_PASSED, ORPHANED
-from worker.ends import Ending, classify, count_oom_kills, log_tail, signal_name
+from worker.ends import Ending, classify, count_oom_kills, log_tail, not_started, signal_name
 from worker.template import LOST_EXIT
 
 PLAIN = Ending(exit_code=0, said=None, why=None, oom_kills=0, stall_seconds=600, max_seconds=None)
@@ -73,3 +74,20 @@ def test_signal_names() -> None:
 
 def test_the_memory_counter_is_a_number() -> None:
     assert count_oom_kills() >= 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/data/jobs/job_1/logs"), ReasonCode.STORAGE),
+        (OSError(errno.EROFS, "Read-only file system"), ReasonCode.STORAGE),
+        (OSError(errno.ECONNREFUSED, "Connection refused"), ReasonCode.WORKER_LOST),
+        (EOFError(), ReasonCode.WORKER_LOST),
+    ],
+)
+def test_a_trainer_that_could_not_be_started(error: BaseException, code: ReasonCode) -> None:
+    end = not_started(error)
+    assert end.reason is not None
+    assert (end.outcome, end.reason.code) == (Outcome.FAILED, code)
+    if isinstance(error, OSError) and error.filename:
+        assert "/data/jobs/job_1/logs" in end.reason.detail
