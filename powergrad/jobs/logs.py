@@ -17,9 +17,9 @@ LogFormat = Literal["console", "json"]
 
 HIDDEN = "***"
 SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"\b(pg_[0-9a-f]{12}_)[A-Za-z0-9_-]+"), r"\1"),  # its id tells which key it was
-    (re.compile(r"\b(pgs_)[A-Za-z0-9_-]+"), r"\1"),
-    (re.compile(r"\b(whsec_)[A-Za-z0-9+/_=-]+"), r"\1"),
+    (re.compile(r"(pg_[0-9a-f]{12}_)[A-Za-z0-9_-]+"), r"\1"),  # its id tells which key it was
+    (re.compile(r"(pgs_)[A-Za-z0-9_-]+"), r"\1"),
+    (re.compile(r"(whsec_)[A-Za-z0-9+/_=-]+"), r"\1"),
     (re.compile(r"(?i)\b(bearer +)(?!pg_[0-9a-f]{12}_)[^\s'\",;]+"), r"\1"),  # a key with a slip of the pen is still most of a key
     (re.compile(r"(://[^\s:/?#@'\"]*:)[^\s/@'\"]+(?=@)"), r"\1"),  # the password in a URL
 )
