@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import access, errors
-from api.access import CALLER, SAFE_METHODS, KeyRing
+from api.access import CALLER, SAFE_METHODS, KeyRing, Leash
 from api.errors import Kind, Refused, problem
 from api.measures import Measures
 from api.settings import is_loopback
@@ -89,7 +89,11 @@ class Border:
                 self._measures.answered(scope, status, time.perf_counter() - started)
             await send(message)
 
-        await self._app(scope, receive, noting)
+        caller = scope.get(CALLER)
+        if caller is None:
+            await self._app(scope, receive, noting)
+        else:
+            await Leash(self._keys, caller, receive, noting).run(self._app, scope)
 
 
 def _refusal(method: str, path: str, headers: Headers, *, is_locked: bool) -> tuple[Kind, str] | None:
