@@ -15,6 +15,8 @@ from fastapi import Depends
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.requests import Request, cookie_parser
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Scope as ASGIScope
 
 from api import errors
 from api.errors import Refused
@@ -130,6 +132,19 @@ class KeyRing:
             await self.look(kept_s=UNKNOWN_KEPT_S)
         return keys.opened_by(self._known or {}, key, now_ms=self.now_ms())
 
+    async def still_opens(self, caller: Caller) -> bool:
+        """Whether who was let in would be let in again; while the database is away, by the last look."""
+        try:
+            await self.look()
+        except Exception as error:
+            if not is_unavailable(error):
+                raise
+        if caller.key_id is None:
+            return not self.is_locked
+        key = (self._known or {}).get(caller.key_id)
+        is_over = caller.expires_at_ms is not None and caller.expires_at_ms <= self.now_ms()  # of the session, where there is one
+        return key is not None and not is_over and key.refusal(self.now_ms()) is None
+
     async def _signed_in(self, token: str) -> Caller | str:
         """Whose session this is, or why it opens nothing."""
         session = await self._session(token)
@@ -161,6 +176,44 @@ class KeyRing:
     def _read_session(self, token: str) -> Session | None:
         with self._store.read() as tx:
             return keys.session_of(tx, token)
+
+
+class Leash:
+    """One request of a caller's, whose answer, where it is a stream, ends when the caller's key does.
+
+    The application hears then that its reader has left, which is what every stream waits for anyway. A file is sent to its end.
+    """
+
+    def __init__(self, ring: KeyRing, caller: Caller, receive: Receive, send: Send) -> None:
+        self._ring, self._caller = ring, caller
+        self._receive, self._send = receive, send
+        self._has_sent_all = self._is_stream = self._is_cut = False
+
+    async def run(self, app: ASGIApp, scope: ASGIScope) -> None:
+        await app(scope, self.receive, self.send)
+        if self._is_cut:
+            await self._send({"type": "http.response.body", "body": b""})
+
+    async def receive(self) -> Message:
+        if not self._has_sent_all:
+            message = await self._receive()
+            self._has_sent_all = not message.get("more_body", False)
+            return message
+        leaving = asyncio.ensure_future(self._receive())
+        try:
+            while not leaving.done():
+                await asyncio.wait({leaving}, timeout=KEPT_S)
+                if self._is_stream and not leaving.done() and not await self._ring.still_opens(self._caller):
+                    self._is_cut = True
+                    return {"type": "http.disconnect"}
+            return leaving.result()
+        finally:
+            leaving.cancel()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._is_stream = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+        await self._send(message)
 
 
 class Tries:
