@@ -12,7 +12,7 @@ import pytest
 
 from api.access import KEPT_S, UNKNOWN_KEPT_S
 from api.documents import KeyDocument, KeyListDocument, NewKeyDocument, QuotaDocument, UsageDocument
-from powergrad.jobs import keys, quotas
+from powergrad.jobs import keys, lifecycle, quotas
 from powergrad.jobs.keys import Scope
 from powergrad.jobs.quotas import Quota
 from tests.api.callers import bearer, calling, made
@@ -336,3 +336,37 @@ def test_resume_and_retry_are_429_where_the_queue_is_full(any_api: Api) -> None:
     builders.do(any_api.store, quotas.grant, "local", Quota(max_queued=0))
     answers = [any_api.http.post(f"/v1/jobs/{job_id}/{verb}") for job_id, verb in ((paused, "resume"), (failed, "retry"))]
     assert [(answer.status_code, answer.json()["quota"]) for answer in answers] == [(429, "queued")] * 2
+
+
+# --- streams
+
+
+@pytest.mark.parametrize("ends", ["revoked", "expired"])
+@pytest.mark.parametrize("path", ["events", "logs?follow=true"])
+def test_a_stream_ends_with_the_key_that_opened_it(any_api: Api, path: str, ends: str) -> None:
+    job_id = builders.submit(any_api.store, owner="ada")
+    key, other = made(any_api, "ada", ttl_s=1.0 if ends == "expired" else None), made(any_api, "ada")
+    with calling(any_api, key) as http, calling(any_api, other) as staying:
+        headers = {"Accept": "text/event-stream"}
+        with (
+            http.stream("GET", f"/v1/jobs/{job_id}/{path}", headers=headers) as cut,
+            staying.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as kept,
+        ):
+            assert (cut.status_code, kept.status_code) == (200, 200)
+            if ends == "revoked":
+                builders.do(any_api.store, keys.revoke, key)
+            took_s = elapsed_until(lambda: cut.read() is not None)  # when the stream is over
+            assert took_s < 2 * KEPT_S + BUSY_S
+            assert b"event: end" not in cut.content, "the job has not ended: whoever has another key may come again"
+            lines = kept.iter_lines()
+            builders.do(any_api.store, lifecycle.cancel, job_id, owner="ada")
+            assert any(line == "event: end" for line in lines), "the other key's goes on to the job's end"
+        assert http.get("/v1/jobs").status_code == 401
+
+
+def test_a_stream_that_everybody_could_open_ends_when_the_server_is_locked(any_api: Api) -> None:
+    job = any_api.submit()
+    with any_api.http.stream("GET", f"/v1/jobs/{job['id']}/events", headers={"Accept": "text/event-stream"}) as stream:
+        builders.do(any_api.store, keys.create)
+        assert elapsed_until(lambda: bool(stream.read())) < 2 * KEPT_S + BUSY_S
+        assert b"event: end" not in stream.content
