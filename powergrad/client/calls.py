@@ -107,7 +107,7 @@ def page(
     q: str | None = None,
     sort: str | None = None,
 ) -> Call[JobPage]:
-    params = _filters(state, labels, experiment, created_after, created_before, q) | {"limit": limit}
+    params: Params = {"limit": limit} | _filters(state, labels, experiment, created_after, created_before, q)
     params |= {name: value for name, value in {"after": after, "sort": sort}.items() if value is not None}
     return Call("GET", "/v1/jobs", lambda response: JobPage.model_validate_json(response.content), params=params)
 
@@ -165,7 +165,7 @@ def delete_many(
     dry_run: bool,
 ) -> Call[Deletion]:
     """Not repeated blindly: a second call would take the next jobs."""
-    params = _filters(state, labels, experiment, created_after, created_before, q) | {"limit": limit, "dry_run": dry_run}
+    params: Params = {"limit": limit, "dry_run": dry_run} | _filters(state, labels, experiment, created_after, created_before, q)
     return Call("DELETE", "/v1/jobs", lambda response: Deletion.model_validate_json(response.content), params=params, repeatable=dry_run)
 
 

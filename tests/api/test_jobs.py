@@ -302,7 +302,7 @@ def test_the_users_fields_change(any_api: Api) -> None:
     assert {name: shown[name] for name in ("name", "labels", "notes", "priority")} == {
         name: change[name] for name in ("name", "labels", "notes", "priority")
     }
-    assert shown["retention"] == {"keep_last": 7, "keep_best": 1}
+    assert shown["retention"] == {"keep_last": 7, "keep_best": 1, "ttl_seconds": None}
     assert shown["version"] == job["version"] + 1
     assert ids(any_api.http.get("/v1/jobs", params={"label.old": "x"})) == []
 
