@@ -52,6 +52,9 @@ STALE_CPU_S = 0.25  # what a process may take on its way out: more, and it was a
 WORKER_INJURIES = frozenset(
     {"kill_worker", "kill_all_workers", "kill_template", "stop_worker", "stop_worker_and_trainers", "terminate_worker"}
 )
+IN_THE_WAY = WORKER_INJURIES | {"lock_sqlite", "restart_postgresql", "kill_postgresql", "stop_trainer"}
+"""What makes a recovery wait for more than itself."""
+NEAR_S = 20.0
 ERROR_LINE = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Fenced|Warning|Exit|Broken\w*))(?::|$)")
 
 
@@ -75,7 +78,7 @@ class Struck:
 
 @dataclass(frozen=True)
 class Recovery:
-    """From a worker's kill -9 to the next training step of a job of its. lone: no other injury to a worker was near."""
+    """From a worker's kill -9 to the next training step of a job of its. lone: no other injury that costs workers or the database was near."""
 
     job: str
     kind: str
@@ -201,10 +204,13 @@ class Soak:
         report.errors = errors_in(self.site.data_dir / "logs")
 
     def _strike(self, blow: Blow) -> None:
+        dice = random.Random(blow.seed)
         if blow.kind.alone is not None and any(group == blow.kind.alone for _, _, group, _ in self._undo):
             return
+        if blow.kind.name in WORKER_INJURIES and not self.patient.has_spare(dice):
+            return
         at = time.time()
-        done = blow.kind.inflict(self.patient, random.Random(blow.seed))
+        done = blow.kind.inflict(self.patient, dice)
         if done is None:
             return
         self.struck.append(Struck(at, blow.kind.name, done))
@@ -238,7 +244,7 @@ def recoveries(struck: Sequence[Struck], records: dict[str, history.Record]) -> 
             record = records.get(job)
             stepped_at = None if record is None else _next_step_at(record, blow.at)
             if stepped_at is not None:
-                near = [other for other in struck if blow.at - 30.0 < other.at < stepped_at and other.kind in WORKER_INJURIES]
+                near = [other for other in struck if blow.at - NEAR_S < other.at < stepped_at and other.kind in IN_THE_WAY]
                 yield Recovery(job, blow.kind, stepped_at - blow.at, lone=near == [blow])
 
 
@@ -275,7 +281,7 @@ def told(report: Report) -> str:
     lines.append(f"faults: {sum(report.faults.values())}: {_counted(report.faults)}")
     lines.append(f"jobs: {sum(report.jobs.values())}: {_counted(report.jobs)}; {report.attempts} attempts")
     lines.append(f"recovery, kill -9 of a worker to the next step: {_spread([one.seconds for one in report.recoveries])}")
-    lines.append(f"  with no other injury to a worker near: {_spread([one.seconds for one in report.recoveries if one.lone])}")
+    lines.append(f"  with no other injury in the way: {_spread([one.seconds for one in report.recoveries if one.lone])}")
     lines.append(
         f"two trainers of one job: {len(report.overlaps)} times in {report.looks} looks; {sum(one.seconds for one in report.overlaps):.2f} s, "
         f"the stale one stopped for {sum(one.stopped_s for one in report.overlaps):.2f} s of them; "

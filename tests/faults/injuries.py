@@ -54,6 +54,13 @@ class Patient:
         living = self.witness.living()
         return dice.choice(living) if living else None
 
+    def has_spare(self, dice: random.Random) -> bool:
+        """Whether another worker could take over at once; now and then it does not matter."""
+        able = [process for process in self.processes("powergrad: standby") if process.status() != psutil.STATUS_STOPPED]
+        return len(able) >= min(2, self.site.workers) or dice.random() < CARELESS
+
+
+CARELESS = 0.1
 
 Injury = Callable[[Patient, random.Random], Done | None]
 
@@ -259,8 +266,8 @@ class Kind:
 
 EVERYWHERE = (
     Kind(kill_trainer, 6),
-    Kind(kill_template, 2),
-    Kind(kill_worker, 4),
+    Kind(kill_template, 3),
+    Kind(kill_worker, 8),
     Kind(kill_all_workers, 0.5),
     Kind(kill_api, 2),
     Kind(kill_broker, 2),
