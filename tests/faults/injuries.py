@@ -56,7 +56,7 @@ class Patient:
 
     def has_spare(self, dice: random.Random) -> bool:
         """Whether another worker could take over at once; now and then it does not matter."""
-        able = [process for process in self.processes("powergrad: standby") if process.status() != psutil.STATUS_STOPPED]
+        able = [process for process in self.processes("powergrad: standby") if _is_at_work(process)]
         return len(able) >= min(2, self.site.workers) or dice.random() < CARELESS
 
 
@@ -291,6 +291,14 @@ BY_DATABASE: dict[str, Sequence[Kind]] = {
         Kind(kill_postgresql_backend, 1.5, "database"),
     ),
 }
+
+
+def _is_at_work(standby: psutil.Process) -> bool:
+    """Neither its worker nor its template is stopped."""
+    try:
+        return all(process.status() not in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE} for process in standby.parents()[:2])
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _kill_one(found: Sequence[psutil.Process], dice: random.Random) -> Done | None:
