@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from powergrad import durable
-from powergrad.archives import MOST_NAMED, SPLITS, is_split, stamp_of, version_of, walk
+from powergrad.archives import BROKEN, MOST_NAMED, SPLITS, is_split, stamp_of, version_of, walk
 from powergrad.data.decode import FORMATS, decode
 from powergrad.data.errors import DataError, DataMissing, DataUnreadable
 from powergrad.data.folders import class_folders, inside
@@ -128,7 +128,7 @@ def _look(folder: Path) -> _Seen:
             continue
         seen.digests[found.name] = _digest(folder / found.name)
         seen.bytes += found.status.st_size
-        _look_at(seen, folder / found.name, found.name)
+        _look_at(seen, folder, found.name)
         if found.name not in seen.unreadable:
             split, label = seen.place(found.name)
             seen.counts.setdefault(label, Counter())[split] += 1
@@ -140,13 +140,13 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _look_at(seen: _Seen, path: Path, name: str) -> None:
+def _look_at(seen: _Seen, folder: Path, name: str) -> None:
     try:
-        decode(path, SIDE, name=name)
-        with Image.open(path, formats=FORMATS) as image:  # its header again
-            mode, kind, size, frames = image.mode, image.format or "?", image.size, getattr(image, "n_frames", 1)
+        decode(folder / name, SIDE, name=name)
+        with Image.open(folder / name, formats=FORMATS) as image:  # its header again
+            mode, kind, size, frames = image.mode, image.format or "?", image.size, _frames(image)
     except DataUnreadable as error:
-        seen.unreadable[name] = str(error).removeprefix(f"{name}: ")
+        seen.unreadable[name] = _plain(error, folder).removeprefix(f"{name}: ")
         return
     except MemoryError:
         seen.unreadable[name] = "takes more memory to decode than a check has: shrink the image or leave it out"
@@ -160,6 +160,14 @@ def _look_at(seen: _Seen, path: Path, name: str) -> None:
         seen.odd[name] = "CMYK: converted to RGB without a colour profile"
     elif mode.startswith("I"):
         seen.odd[name] = "16 bits a pixel: the upper 8 are used"
+
+
+def _frames(image: Image.Image) -> int:
+    """1 where what follows the first is broken: training does not look at it either."""
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except BROKEN:
+        return 1
 
 
 def _leave_out(folder: Path, seen: _Seen) -> None:
