@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from setproctitle import setproctitle
 from sqlalchemy.exc import SQLAlchemyError
 
+from api.head import BoundedHead
 from api.main import create_app
 from api.parts import Parts
 from api.routes.health import schema_problem
@@ -80,6 +81,7 @@ def main() -> int:
         app,
         host=settings.host,
         port=settings.port,
+        http=BoundedHead,
         log_config=None,
         access_log=False,
         server_header=False,

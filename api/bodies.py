@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends
@@ -16,6 +17,7 @@ from powergrad.jobs.spec import violations_of
 
 M = TypeVar("M", bound=BaseModel)
 ABSENT = object()
+SHOWN = 64  # characters of a name that an error repeats
 DRAINED = 16  # times the limit: so much is read and dropped, because a sender that is cut off never reads the refusal
 
 
@@ -25,11 +27,20 @@ async def read_json(request: Request) -> Any:
     if not raw:
         return ABSENT
     try:
-        return json.loads(raw)
+        return json.loads(raw.decode(), object_pairs_hook=_each_once)  # decoded here: json would take UTF-16 too, and a byte order mark
     except RecursionError:
         raise Refused(errors.MALFORMED, "the body is nested too deeply") from None
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, integers of thousands of digits
         raise Refused(errors.MALFORMED, f"the body is not JSON: {str(error)[:200]}") from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, none of whose names is given twice: one of the two would be ignored. Raises ValueError."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        raise ValueError(f"{twice[:SHOWN]!r} is given twice in one object")
+    return found
 
 
 JsonBody = Annotated[Any, Depends(read_json)]

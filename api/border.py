@@ -7,7 +7,7 @@ Plain ASGI: it costs microseconds and never stands between a stream and its read
 from __future__ import annotations
 
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import structlog
 from starlette.datastructures import Headers
@@ -25,6 +25,8 @@ TAKES_IMAGES = "/v1/predict/"
 IMAGES = ("image/jpeg", "image/png", "image/webp")  # a page of another origin cannot send these either, unless this server allows it
 TAKES_ARCHIVES = "/v1/datasets"
 ARCHIVES = ("application/zip", "application/x-tar", "application/gzip", "application/x-bzip2", "application/x-xz")  # nor these
+PLAIN = "identity"
+CLOSED = "the handler is closed"  # uvloop's words
 LONGEST_HOST = 255  # of a DNS name; what is remembered of Host headers stays small
 
 log = structlog.get_logger(__name__)
@@ -43,7 +45,7 @@ class Border:
         refusal = await self._refusal(scope)
         if refusal is not None:
             self._measures.refused(scope["method"], refusal.status_code)
-            await refusal(scope, receive, send)
+            await refusal(scope, receive, partial(_sent, send))
             return
         await self._measured(scope, receive, send)
 
@@ -87,13 +89,24 @@ class Border:
                 status = message["status"]
                 # until the head is out, not the body: a stream is not a slow answer
                 self._measures.answered(scope, status, time.perf_counter() - started)
-            await send(message)
+            await _sent(send, message)
 
         caller = scope.get(CALLER)
         if caller is None:
             await self._app(scope, receive, noting)
         else:
             await Leash(self._keys, caller, receive, noting).run(self._app, scope)
+
+
+async def _sent(send: Send, message: Message) -> None:
+    """Send to whoever is still there. uvicorn drops what nobody reads any more, but for a connection that ended while a further request
+    of its waited: there uvloop says so, and it is no error of the server's."""
+    try:
+        await send(message)
+    except RuntimeError as error:
+        if CLOSED not in str(error):
+            raise
+        log.debug("client gone while it was answered")
 
 
 def _refusal(method: str, path: str, headers: Headers, *, is_locked: bool) -> tuple[Kind, str] | None:
@@ -109,6 +122,9 @@ def _refusal(method: str, path: str, headers: Headers, *, is_locked: bool) -> tu
     has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
     content_type = headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
+    encoding = headers.get("content-encoding", PLAIN).strip().lower()
+    if has_body and encoding != PLAIN:
+        return errors.UNSUPPORTED_MEDIA, f"Content-Encoding: {encoding[:200]!r}: must be left out: send the body as it is"
     if not has_body or (kind in IMAGES if path.startswith(TAKES_IMAGES) else _is_json(kind)):
         return None
     if path == TAKES_ARCHIVES and kind in ARCHIVES:

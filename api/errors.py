@@ -67,7 +67,10 @@ NO_CHECKPOINT = Kind(409, "no_checkpoint", "No checkpoint yet", "The job has no 
 VERSION_MISMATCH = Kind(412, "version_mismatch", "Version mismatch", "If-Match names another version than the job's.")
 TOO_LARGE = Kind(413, "too_large", "Body too large", "The body exceeds the limit.")
 UNSUPPORTED_MEDIA = Kind(
-    415, "unsupported_media_type", "Unsupported media type", "The body is not sent as application/json (an image: as what it is)."
+    415,
+    "unsupported_media_type",
+    "Unsupported media type",
+    "The body is not sent as application/json (a file: as what it is), or is compressed.",
 )
 BAD_RANGE = Kind(416, "range_not_satisfiable", "Range not satisfiable", "The range lies behind the end of the file.")
 INVALID_SPEC = Kind(422, "invalid_spec", "Invalid spec", "The body breaks rules; `errors` has the first 100.")

@@ -34,6 +34,11 @@ GIVES = {
     ("listJobs", "200"): {"job_id": "$response.body#/data/0/id"},
     ("listCheckpoints", "200"): {"job_id": "$request.path.job_id", "checkpoint_id": "$response.body#/data/0/id"},
     ("listArtifacts", "200"): {"job_id": "$request.path.job_id", "name": "$response.body#/data/0/name"},
+    ("createDataset", "202"): {"name": "$response.body#/name"},
+    ("createKey", "201"): {"key_id": "$response.body#/id"},
+    ("listKeys", "200"): {"key_id": "$response.body#/data/0/id"},
+    ("testWebhook", "202"): {"delivery_id": "$response.body#/id"},
+    ("listDeliveries", "200"): {"delivery_id": "$response.body#/data/0/id"},
     ("listPresets", "200"): {"name": "$response.body#/data/0/name"},
     ("predict", "202"): {"task_id": "$response.body#/id"},
 }
@@ -88,10 +93,14 @@ def only_what_is_given(schema: dict[str, Any]) -> None:
     """`json_schema_extra` of a body of changes: a field left out stays, so that none has a default and null stands for nothing."""
     for field in schema["properties"].values():
         field.pop("default", None)
-        kinds = [kind for kind in field.get("anyOf", []) if kind != {"type": "null"}]
-        if len(kinds) == 1:
-            del field["anyOf"]
-            field.update(kinds[0])
+        _never_null(field)
+
+
+def _never_null(schema: dict[str, Any]) -> None:
+    kinds = [kind for kind in schema.get("anyOf", []) if kind != {"type": "null"}]
+    if len(kinds) == 1:
+        del schema["anyOf"]
+        schema.update(kinds[0])
 
 
 def binary_request(media_types: Iterable[str]) -> dict[str, Any]:
@@ -125,6 +134,8 @@ def _document(app: FastAPI, bodies: list[type[BaseModel]]) -> dict[str, Any]:
     found["components"]["securitySchemes"] = SECURITY
     for method, path, operation in operations(found):
         operation["security"] = _security(method.upper(), path)
+        for parameter in operation.get("parameters", []):
+            _never_null(parameter["schema"])  # what is sent is text: an absent parameter is what Python calls None
     _link(found)
     return found
 

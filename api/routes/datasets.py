@@ -25,7 +25,7 @@ from powergrad.jobs import datasets, fleet
 from powergrad.jobs.errors import DatasetNotFound, InvalidSpec, Violation, refusal
 from powergrad.jobs.keys import Caller, Scope
 from powergrad.jobs.uploads import Added, register
-from powergrad.spec import NAME_PATTERN, RELATIVE_PATH_PATTERN, VERSION_PATTERN, SpecModel
+from powergrad.spec import GOES_DOWN, NAME_PATTERN, RELATIVE_PATH_PATTERN, VERSION_PATTERN, Broken, SpecModel, refuse
 
 router = APIRouter(prefix="/v1", tags=["datasets"], route_class=StrictRoute)
 
@@ -37,13 +37,13 @@ LOCATION = {"Location": {"schema": {"type": "string"}, "description": "Path of t
 class RegisterBody(SpecModel):
     name: str = Field(pattern=NAME_PATTERN)
     """What specs will call it."""
-    path: str = Field(pattern=RELATIVE_PATH_PATTERN)
+    path: str = Field(pattern=RELATIVE_PATH_PATTERN, json_schema_extra=GOES_DOWN)
     """Folder below the data root: one sub-folder a class, or train/ and val/ (and test/) with one each."""
 
     @model_validator(mode="after")
     def _path_goes_down(self) -> RegisterBody:
         if {".", ".."} & set(self.path.split("/")):
-            raise ValueError("path must not contain . or .. as a folder name")
+            refuse(self, [Broken("path", "invalid_path", "must not contain . or .. as a folder name")])
         return self
 
 
@@ -166,7 +166,7 @@ def get_dataset(parts: WithParts, caller: WithCaller, name: Name, version: Versi
     operation_id="deleteDataset",
     summary="Delete a data set, or one version",
     status_code=204,
-    responses=problems(*STORED, errors.FORBIDDEN_ORIGIN, errors.DATASET_NOT_FOUND, errors.DATASET_IN_USE),
+    responses=problems(*STORED, *CHANGES, errors.DATASET_NOT_FOUND, errors.DATASET_IN_USE),
 )
 def delete_dataset(parts: WithParts, caller: WithCaller, name: Name, version: Version = None) -> Response:
     """Files that were uploaded are freed; a registered folder stays as it is."""

@@ -59,7 +59,7 @@ def test_a_method_that_is_not_known_names_those_that_are(api: Api) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("PUT", "/v1/jobs", "GET, POST"),
+        ("PUT", "/v1/jobs", "DELETE, GET, POST"),
         ("PUT", "/v1/jobs/job_00000000000000000000000000", "DELETE, GET, PATCH"),
         ("POST", "/v1/jobs/job_00000000000000000000000000/checkpoints/best/model.safetensors", "GET, HEAD"),
         ("GET", "/v1/jobs/job_00000000000000000000000000/cancel", "POST"),

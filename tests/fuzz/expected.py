@@ -12,9 +12,13 @@ from powergrad.jobs.spec import BEYOND_THE_SCHEMA
 OF_SPECS = {(pointer, code): rule for pointer, code, rule in BEYOND_THE_SCHEMA}
 OF_PROBLEMS = {
     "idempotency_mismatch": "the key came before with another body",
+    "bad_archive": "which bytes are an archive is for its reader to say",
     "unreadable_image": "which bytes are an image is for a decoder to say",
 }
 OF_PARAMETERS = {
+    ("name", "missing"): "it is given with an archive, and only with one: the document knows no rule between parameters and bodies",
+    ("name", "not_available"): "the same",
+    ("unreadable", "not_available"): "the same",
     ("offset", "conflict"): "it is given with tail: the document knows no rule between parameters",
     ("state", "missing_filter"): "it or another filter must be given: the document knows no rule between parameters",
 }

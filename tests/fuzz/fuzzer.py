@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def _environment(site: Site) -> dict[str, str]:
         "bert": site.bert.name,
         "ids": {owner.name: list(owner.jobs.values()) for owner in (site.anna, site.bert)},
         "known": _known(site),
+        "started_at": datetime.now(UTC).isoformat(),
         "kept": [*_kept(site.anna), *_kept(site.bert), *(key.split("_")[1] for key in (site.admin, site.anna.key, site.bert.key))],
     }
     return os.environ | {

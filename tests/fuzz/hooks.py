@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import zlib
 from functools import cache
 from typing import Any
 
@@ -16,11 +17,13 @@ import requests
 import schemathesis
 from hypothesis import strategies as st
 from schemathesis.core.failures import Failure
+from schemathesis.core.parameters import ParameterLocation
+from schemathesis.generation.meta import TestPhase
 
 from tests.fuzz.expected import is_beyond_the_schema
 
 SITE: dict[str, Any] = json.loads(os.environ["FUZZ_SITE"])
-ID = re.compile(r"\b(?:job|task|ds|dataset|webhook|exp)_[0-9A-HJKMNP-TV-Z]{26}\b")
+ID = re.compile(r"\b(?:job|task|msg|ds|dataset|webhook|exp)_[0-9A-HJKMNP-TV-Z]{26}\b")
 LONGEST_WAIT_S = 0.05
 STREAMS = ("true", "1", "on", "t", "y", "yes")
 
@@ -34,11 +37,35 @@ said_by_bert: set[str] = set()
 @schemathesis.hook
 def before_call(_: schemathesis.HookContext, case: schemathesis.Case[Any], __: dict[str, Any]) -> None:
     """Nothing is waited for: `wait` and `follow` are right questions whose answers take a minute, or as long as a job."""
+    _lead_somewhere(case)
+    _spare_what_all_need(case)
     query = case.query or {}
     if _number(query.get("wait")) > LONGEST_WAIT_S:
         query["wait"] = LONGEST_WAIT_S
     if str(query.get("follow", "")).lower() in STREAMS:
         query["follow"] = "false"
+
+
+def _lead_somewhere(case: schemathesis.Case[Any]) -> None:
+    """Paths of the coverage phase, which no strategy draws, lead to what is there three times in four."""
+    is_right = case.meta is not None and not case.meta.is_negative_at(ParameterLocation.PATH)
+    turn = zlib.crc32(repr((case.query, case.body, case.method, case.path)).encode(errors="replace"))
+    if case.meta is None or case.meta.phase.name != TestPhase.COVERAGE or not is_right or turn % 4 == 0:
+        return
+    for name in case.path_parameters or {}:
+        if known := SITE["known"].get(name):
+            case.path_parameters[name] = known[turn // 4 % len(known)]
+
+
+def _spare_what_all_need(case: schemathesis.Case[Any]) -> None:
+    """Nobody deletes what the others of these requests look at, revokes the keys they are sent with, or takes their owners' quotas away."""
+    if case.method.upper() not in ("DELETE", "PUT", "PATCH"):
+        return
+    for name, value in (case.path_parameters or {}).items():
+        if value in SITE["kept"]:
+            case.path_parameters[name] = "of-nobody"
+    if case.operation.label == "DELETE /v1/jobs" and case.meta is not None and case.meta.generation.mode.is_positive:
+        case.query = {**(case.query or {}), "created_after": SITE["started_at"]}
 
 
 def _number(value: Any) -> float:
@@ -54,13 +81,6 @@ def flatmap_path_parameters(_: schemathesis.HookContext, found: dict[str, Any] |
     given = found or {}
     known = {name: st.sampled_from(SITE["known"][name]) for name in given if name in SITE["known"]}
     return st.one_of(st.just(found), st.fixed_dictionaries(known).map(lambda drawn: given | drawn)) if known else st.just(found)
-
-
-@schemathesis.hook
-def filter_case(_: schemathesis.HookContext, case: schemathesis.Case[Any]) -> bool:
-    """Nobody deletes what the others of these requests look at, revokes the keys they are made with, or takes their owners' quotas away."""
-    path = json.dumps(case.path_parameters, default=str)
-    return not (case.method.upper() in ("DELETE", "PUT", "PATCH") and any(kept in path for kept in SITE["kept"]))
 
 
 @schemathesis.hook
