@@ -515,3 +515,58 @@ def test_a_prediction_that_fails_after_a_while_raises(ask: Ask) -> None:
     ):
         ask(server, "predict", "job_1", b"\xff\xd8\xff")
     assert server.asked[0].headers["content-type"] == "image/jpeg"
+
+
+# --- the key
+
+KEY = "pg_0a1b2c3d4e5f_" + "s3cret" * 7 + "x"
+
+
+def test_the_key_is_shown_with_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POWERGRAD_API_KEY", f" {KEY}\n")  # as a file that was read has it
+    with FaultyServer(answer(200, job())) as server:
+        with Client(server.url) as client, Client(server.url, api_key="pg_another") as other:
+            client.get("job_1")
+            client.dry_run({})
+            other.get("job_1")
+        asyncio.run(_get_once(server.url))
+    shown = [asked.headers["authorization"] for asked in server.asked]
+    assert shown == [f"Bearer {KEY}", f"Bearer {KEY}", "Bearer pg_another", f"Bearer {KEY}"]
+
+
+async def _get_once(url: str) -> None:
+    async with AsyncClient(url) as client:
+        await client.get("job_1")
+
+
+@pytest.mark.parametrize("empty", [None, "", " "])
+def test_no_key_is_no_header(monkeypatch: pytest.MonkeyPatch, ask: Ask, empty: str | None) -> None:
+    monkeypatch.delenv("POWERGRAD_API_KEY", raising=False)
+    if empty is not None:
+        monkeypatch.setenv("POWERGRAD_API_KEY", empty)
+    with FaultyServer(answer(200, job())) as server:
+        ask(server, "get", "job_1")
+    assert server.asked[0].headers["authorization"] is None
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_takes_the_key_nowhere(monkeypatch: pytest.MonkeyPatch, ask: Ask, status: int) -> None:
+    monkeypatch.setenv("POWERGRAD_API_KEY", KEY)
+    with FaultyServer(answer(200, job())) as thief:
+        there = thief.url.replace("127.0.0.1", "localhost")
+        with FaultyServer(answer(status, location=f"{there}/v1/jobs/job_1")) as server, pytest.raises(ApiError) as refused:
+            ask(server, "get", "job_1")
+    assert (refused.value.status, thief.asked) == (status, [])
+
+
+def test_no_client_and_no_error_shows_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POWERGRAD_API_KEY", KEY)
+    with FaultyServer(problem(401, code="unauthenticated", detail="no such key")) as server, Client(server.url) as client:
+        with pytest.raises(ApiError) as refused:
+            client.get("job_1")
+        for shown in (client, client._core, client._http, client._http.headers, refused.value, refused.value.__dict__):
+            assert "s3cret" not in repr(shown)
+    monkeypatch.setenv("POWERGRAD_API_KEY", f"{KEY}\n{KEY}")
+    with pytest.raises(ClientError, match="POWERGRAD_API_KEY") as bad:
+        Client()
+    assert "s3cret" not in str(bad.value)

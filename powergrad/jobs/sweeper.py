@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from powergrad.jobs import fleet, lifecycle, tasks
+from powergrad.jobs import fleet, keys, lifecycle, tasks
 from powergrad.jobs.artifacts import Artifacts
 from powergrad.jobs.store import Store, is_unavailable
 
@@ -33,7 +33,7 @@ def sweep_once(store: Store, artifacts: Artifacts, ring: Callable[[], None], *, 
     with store.read() as tx:
         due = lifecycle.has_work(tx, gpus=max(1, fleet.capacity(tx).gpus))
         expires = expires and lifecycle.has_outlived(tx)
-        needed = expires or lifecycle.needs_sweep(tx) or tasks.needs_sweep(tx)
+        needed = expires or lifecycle.needs_sweep(tx) or tasks.needs_sweep(tx) or keys.needs_sweep(tx)
     if not needed:
         if due:
             ring()
@@ -41,6 +41,7 @@ def sweep_once(store: Store, artifacts: Artifacts, ring: Callable[[], None], *, 
     with store.write() as tx:
         again = tasks.sweep(tx)  # first, as the next: what they give up is freed below
         expired = lifecycle.expire(tx) if expires else []
+        keys.sweep(tx)
         swept = lifecycle.sweep(tx)
     free(store, artifacts, swept.debts)
     for job_id, state in swept.moved:

@@ -18,7 +18,7 @@ from powergrad import __version__
 from powergrad.cli.main import main
 
 COMMANDS = (
-    "up demo doctor workers models init submit jobs show watch cancel pause resume retry logs metrics pull train".split()  # noqa: SIM905
+    "up demo doctor keys quota workers models init submit jobs show watch cancel pause resume retry logs metrics pull train".split()  # noqa: SIM905
 )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hmac
 import secrets
+from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select
 
-from powergrad.jobs import keys
+from powergrad.jobs import keys, sweeper
+from powergrad.jobs.artifacts import Artifacts
 from powergrad.jobs.errors import KeyNotFound
 from powergrad.jobs.keys import Caller, Scope
 from powergrad.jobs.store import Store
@@ -178,13 +180,11 @@ def test_a_key_has_a_bounded_number_of_sessions_and_the_oldest_go(store: Store, 
         assert tx.run(select(func.count()).select_from(sessions)).scalar_one() == keys.MOST_SESSIONS + 1
 
 
-def test_expired_sessions_are_swept(store: Store, clock: FakeClock) -> None:
+def test_expired_sessions_are_swept(store: Store, clock: FakeClock, tmp_path: Path) -> None:
     key = do(store, keys.create)
-    token, _ = do(store, keys.sign_in, keys.id_of(key))
-    with store.read() as tx:
-        assert not keys.needs_sweep(tx)
-    clock.advance(keys.SESSION_S)
-    with store.read() as tx:
-        assert keys.needs_sweep(tx)
-    do(store, keys.sweep)
-    assert session(store, token) is None
+    older, _ = do(store, keys.sign_in, keys.id_of(key))
+    clock.advance(1.0)
+    newer, _ = do(store, keys.sign_in, keys.id_of(key))
+    clock.advance(keys.SESSION_S - 1.0)
+    sweeper.sweep_once(store, Artifacts(str(tmp_path)), lambda: None)
+    assert (session(store, older), session(store, newer) is not None) == (None, True)
