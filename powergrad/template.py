@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 
 import setproctitle
 
 from powergrad.process import die_with_parent
 
 PID = os.getpid()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # for the forks too: where all of a host are told to end, the worker is, and tells them
 die_with_parent(os.getppid())  # before the slow imports; a parent that is gone already shows as the end of the forkserver's own pipe
 
 for _name in importlib.import_module("powergrad.trainer").PRELOAD:

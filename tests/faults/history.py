@@ -254,17 +254,21 @@ def _comparable(name: str, points: list[Point]) -> list[Point]:
 
 def announcements_follow_each_other(record: Record, asked: Asked, undisturbed: Undisturbed | None) -> Iterator[str]:
     """Whoever reads the stream and cuts back at `resumed` and `rolled_back` sees every stretch of steps once."""
-    reached = 0
-    for event in record.of_type("metrics", "resumed", "rolled_back"):
+    reached = saved = 0
+    for event in record.of_type("metrics", "checkpoint", "resumed", "rolled_back"):
         data = event["data"]
-        if event["type"] != "metrics":
-            back = data["from_step"] if event["type"] == "resumed" else data["to_step"]
-            if back > reached:
-                yield f"event {event['seq']} goes on from step {back}, and only {reached} had been announced"
-            reached = back
-        elif data["from_step"] < reached:
-            yield f"event {event['seq']} announces step {data['from_step']} again: {reached} had been reached"
-        reached = max(reached, data["to_step"]) if event["type"] == "metrics" else reached
+        match event["type"]:
+            case "checkpoint":
+                saved = data["step"]  # a pause may save between two points
+            case "metrics":
+                if data["from_step"] < reached:
+                    yield f"event {event['seq']} announces step {data['from_step']} again: {reached} had been reached"
+                reached = max(reached, data["to_step"])
+            case _:
+                back = data["from_step"] if event["type"] == "resumed" else data["to_step"]
+                if back > max(reached, saved):
+                    yield f"event {event['seq']} goes on from step {back}, and only {max(reached, saved)} had been announced"
+                reached = back
 
 
 def weights_are_the_undisturbed_runs(record: Record, asked: Asked, undisturbed: Undisturbed | None) -> Iterator[str]:

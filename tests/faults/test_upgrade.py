@@ -50,7 +50,7 @@ def check_it_was_put_back(site: Site, job_id: str, told_ms: int) -> None:
     job = seen(site, job_id)
     assert (job["state"], job["failures"]) == ("queued", 0)
     assert [attempt["outcome"] for attempt in job["attempts"]] == ["stopped"]
-    assert job["checkpoints"][0]["step"] == job["progress"]["step"] >= 1, "nothing that was trained is lost"
+    assert job["checkpoints"][0]["step"] >= job["progress"]["step"] >= 1, "nothing that was trained is lost"
     events = site_events(site, job_id)
     assert events[-1]["at_ms"] - told_ms <= 1000 * REQUEUED_S
 

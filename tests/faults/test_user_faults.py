@@ -25,7 +25,7 @@ TTL_S = float(LEASE["POWERGRAD_LEASE_TTL_S"])
 LOST_S = TTL_S + 5.0
 
 actions = pytest.mark.parametrize("action", ["cancel", "pause"])
-times = pytest.mark.parametrize("times", [1, 2])
+times = pytest.mark.parametrize("times", [pytest.param(1, marks=pytest.mark.long), 2])
 
 
 def ask(site: Site, job_id: str, action: Action, times: int = 1) -> None:
@@ -151,9 +151,9 @@ def test_during_a_take_over(site: Site, undisturbed: str, dice: random.Random, a
     if moment == "requeued":
         site.until_state(job_id, "queued", "running")
     if moment == "claimed":
-        until(lambda: site.client.get(job_id).attempt == 2)
+        until(lambda: site.client.get(job_id).attempt == 2, within_s=120.0)
     ask(site, job_id, action, dice.choice([1, 2]))
-    settled(site, job_id, action, undisturbed, within_s=CANCEL_S if action == "cancel" else LOST_S + 60.0)
+    settled(site, job_id, action, undisturbed, within_s=CANCEL_S if action == "cancel" else 120.0)
 
 
 @actions

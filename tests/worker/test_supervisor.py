@@ -80,6 +80,20 @@ def test_pause_and_resume_cost_no_failure_and_no_bit(place: Place, undisturbed: 
     assert place.weights_sha256(job_id) == undisturbed
 
 
+def test_a_sigterm_to_trainer_and_template_ends_neither(place: Place, undisturbed: str) -> None:
+    """Where every process of a host is told to end, theirs is the worker's drain."""
+    job_id = place.submit()
+    place.until_step(job_id, 3)
+    trainer = trainer_of(job_id)
+    template = trainer.parent()
+    assert template is not None
+    trainer.terminate()
+    template.terminate()
+    job = place.until_state(job_id, "succeeded", "failed")
+    assert (job["state"], job["attempt"]) == ("succeeded", 1)
+    assert place.weights_sha256(job_id) == undisturbed
+
+
 def test_cancel_ends_a_running_job_within_seconds(place: Place) -> None:
     job_id = place.submit(epochs=500)
     place.until_step(job_id, 3)
