@@ -49,6 +49,7 @@ def test_a_stopped_stack_leaves_no_process_and_goes_on_when_started_again(site: 
 
 
 @pytest.mark.row(3, 14)
+@pytest.mark.long
 def test_a_killed_stack_leaves_no_process_and_goes_on_when_started_again(site: Site, undisturbed: str) -> None:
     job_id = site.submit()
     site.until_checkpoint(job_id)

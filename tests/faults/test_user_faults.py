@@ -140,7 +140,7 @@ def in_a_checkpoint(site: Site, job_id: str) -> psutil.Process:
     return trainer
 
 
-@actions
+@pytest.mark.parametrize("action", [pytest.param("cancel", marks=pytest.mark.long), "pause"])
 def test_during_a_take_over(site: Site, undisturbed: str, dice: random.Random, action: Action) -> None:
     """The worker is killed, another one starts; the user acts at some moment until the new attempt trains."""
     job_id = site.submit()
@@ -156,7 +156,7 @@ def test_during_a_take_over(site: Site, undisturbed: str, dice: random.Random, a
     settled(site, job_id, action, undisturbed, within_s=CANCEL_S if action == "cancel" else 120.0)
 
 
-@actions
+@pytest.mark.parametrize("action", ["cancel", pytest.param("pause", marks=pytest.mark.long)])
 @times
 def test_with_a_dead_worker(site: Site, undisturbed: str, action: Action, times: int) -> None:
     job_id = site.submit()
@@ -169,6 +169,7 @@ def test_with_a_dead_worker(site: Site, undisturbed: str, action: Action, times:
     settled(site, job_id, action, undisturbed, within_s=1.0)
 
 
+@pytest.mark.long
 def test_a_cancel_with_a_frozen_worker(site: Site, undisturbed: str) -> None:
     job_id = site.submit(epochs=500)
     site.until_step(job_id, 3)

@@ -74,7 +74,7 @@ def claims(site: Site, job_id: str) -> list[Event]:
 
 
 @pytest.mark.row(3)
-@pytest.mark.parametrize("whole_tree", [False, True], ids=["worker alone", "whole tree"])
+@pytest.mark.parametrize("whole_tree", [pytest.param(False, marks=pytest.mark.long), True], ids=["worker alone", "whole tree"])
 def test_a_killed_worker_leaves_nothing_and_another_takes_over(crew: Site, expected: str, dice: random.Random, whole_tree: bool) -> None:
     job_id = crew.submit()
     strike(crew, job_id, dice, checkpointed=True)
