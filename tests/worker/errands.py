@@ -59,3 +59,12 @@ def hang(arguments: Arguments, root: Path) -> dict[str, Any]:
 
 def babble(arguments: Arguments, root: Path) -> dict[str, Any]:
     return {"text": "x" * (1 << 23)}
+
+
+def linger(arguments: Arguments, root: Path) -> dict[str, Any]:
+    """Works until it is told to stop, by a file; every start is noted."""
+    with (root / "tasks" / f"{arguments['name']}-starts").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    while not (root / "tasks" / f"{arguments['name']}-stop").exists():
+        time.sleep(0.02)
+    return {"by": os.getpid()}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from powergrad.jobs import tasks
+from powergrad.jobs.tables import tasks as rows
 from tests.worker.conftest import Place, until
 from worker import tasks as running
 
@@ -130,3 +133,79 @@ def test_a_run_leaves_what_a_prediction_needs(place: Place, trained: str) -> Non
     folder = place.service.settings.data_dir / "jobs" / trained
     assert json.loads((folder / found["labels.json"].path).read_text()) == [str(i) for i in range(10)]
     assert json.loads((folder / found["preprocessing.json"].path).read_text())["image_size"] == 8
+
+
+# --- the long lane
+
+
+@pytest.fixture
+def lingering(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(running.KINDS, "check_dataset", running.Kind("tests.worker.errands:linger", lambda _: 600.0))
+    monkeypatch.setattr(running, "RENEW_S", 0.2)
+    monkeypatch.setattr(running, "LONG_LEASE_S", 3.0)
+
+
+def starts(place: Place, name: str) -> list[int]:
+    noted = place.service.settings.data_dir / "tasks" / f"{name}-starts"
+    return [int(line) for line in noted.read_text().split()] if noted.exists() else []
+
+
+def stop(place: Place, name: str) -> None:
+    (place.service.settings.data_dir / "tasks" / f"{name}-stop").touch()
+
+
+@pytest.mark.usefixtures("lingering")
+def test_a_long_task_holds_up_no_short_one_and_keeps_its_lease(place: Place) -> None:
+    long = submit(place, "check_dataset", name="slow")
+    until(lambda: starts(place, "slow"))
+    lease = lease_of(place, long)
+    assert ended(place, submit(place, "look_around"))["state"] == "succeeded"
+    until(lambda: lease_of(place, long) > lease + 3000)  # renewed past what it was given at first
+    assert len(starts(place, "slow")) == 1
+    stop(place, "slow")
+    found = ended(place, long)
+    assert (found["state"], found["attempt"]) == ("succeeded", 1)
+
+
+def lease_of(place: Place, task_id: str) -> int:
+    with place.store.read() as tx:
+        row = tx.one(select(rows.c.lease_until).where(rows.c.id == task_id))
+    assert row is not None
+    return int(row.lease_until)
+
+
+@pytest.mark.usefixtures("lingering")
+def test_a_long_task_whose_row_is_taken_away_is_killed(place: Place) -> None:
+    task_id = submit(place, "check_dataset", name="fenced")
+    until(lambda: starts(place, "fenced"))
+    with place.store.write() as tx:
+        tx.run(rows.delete().where(rows.c.id == task_id))
+    (pid,) = starts(place, "fenced")
+    until(lambda: not _is_there(pid))
+    after = submit(place, "check_dataset", name="after")
+    stop(place, "after")
+    assert ended(place, after)["state"] == "succeeded"
+
+
+@pytest.mark.usefixtures("lingering")
+def test_a_drained_workers_long_task_goes_to_another_at_once(place: Place) -> None:
+    task_id = submit(place, "check_dataset", name="handed")
+    until(lambda: starts(place, "handed"))
+    first, second = place.service.tasks, running.TaskRunner(place.store, place.service.artifacts, place.service.template, threading.Event())
+    first.stop()
+    try:
+        with place.store.read() as tx:
+            assert tasks.get(tx, task_id)["state"] == "queued"
+        second.start()
+        until(lambda: len(starts(place, "handed")) == 2)
+        stop(place, "handed")
+        assert ended(place, task_id)["attempt"] == 2
+    finally:
+        second.stop()
+        first.start()
+
+
+def test_limits_of_a_check_grow_with_the_set_to_two_hours() -> None:
+    assert running.check_s({"bytes": 1 << 20, "files": 100}) == 62.0
+    assert running.check_s({"bytes": 1 << 40, "files": 1}) == 7200.0
+    assert running.check_s({"bytes": 0, "files": 0}) == 7200.0, "a folder of unknown size"
