@@ -139,6 +139,9 @@ class _Writer:
         waiting_bytes = 0
         with await run_in_threadpool(self.path.open, "wb") as file:
             async for chunk in _heard(request):
+                if time.monotonic() - self._vouched_s > VOUCH_S:
+                    await run_in_threadpool(_vouch, self.parts, self.upload_id)
+                    self._vouched_s = time.monotonic()
                 waiting.append(chunk)
                 waiting_bytes += len(chunk)
                 if self._size + waiting_bytes > self.parts.settings.max_upload_bytes:
@@ -164,9 +167,6 @@ class _Writer:
         if self._size - self._room_checked_at >= ROOM_EVERY_BYTES:
             self._room_checked_at = self._size
             _check_room(self.parts, 0)
-        if time.monotonic() - self._vouched_s > VOUCH_S:
-            _vouch(self.parts, self.upload_id)
-            self._vouched_s = time.monotonic()
 
 
 def _full(parts: Parts, error: OSError) -> StorageFull:

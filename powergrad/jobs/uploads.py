@@ -20,7 +20,7 @@ from powergrad.jobs.store import Tx
 from powergrad.jobs.tables import datasets
 from powergrad.spec import BUILT_IN_DATASETS
 
-VOUCHED_S = 600.0
+VOUCHED_S = 180.0
 """An upload of which nothing is heard for so long is given up."""
 
 
