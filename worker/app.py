@@ -6,9 +6,13 @@ database holds it.
 
 from __future__ import annotations
 
+from queue import Empty
+from typing import Any
+
 import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
+from kombu.transport import TRANSPORT_ALIASES, redis
 from redis.exceptions import RedisError
 
 from powergrad.jobs import doorbell
@@ -16,6 +20,26 @@ from worker.service import WorkerService
 from worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
+
+
+class _Channel(redis.Channel):
+    """Drops a ring that cannot be read, its bytes damaged on the broker's disk: kombu would end the worker, and the jobs it runs with it."""
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)  # type: ignore[misc]  # the stubs leave it out
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("a ring that cannot be read", error=repr(error))
+            raise Empty from error
+
+
+class Transport(redis.Transport):
+    """kombu's own, but for what it does with a message that is none."""
+
+    Channel = _Channel
+
+
+TRANSPORT_ALIASES["redis"] = f"{__name__}:Transport"  # the scheme of the URL decides, and no setting overrules it
 
 app = Celery("powergrad")
 _service: WorkerService | None = None
