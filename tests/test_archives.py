@@ -14,7 +14,6 @@ import struct
 import subprocess
 import sys
 import tarfile
-import time
 import unicodedata
 import warnings
 import zipfile
@@ -445,20 +444,21 @@ def test_the_process_imports_nothing_but_the_standard_library() -> None:
     }
 
 
-def test_a_zip_file_of_more_than_a_million_entries_is_refused_at_once(tmp_path: Path) -> None:
-    content = bytearray(zipped(FLOWERS))
+def claiming(count: int) -> bytes:
+    """A zip file whose end says that it has so many entries."""
+    content = zipped(FLOWERS)
     end = content.rindex(b"PK\x05\x06")
-    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, end, 1)
-    record = struct.pack("<4sQHHLLQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, 2_000_000, 2_000_000, 100_000_000, 0)
-    started = time.monotonic()
+    record = struct.pack("<4sQHHLLQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, 50 * count, 0)
+    return content[:end] + record + struct.pack("<4sLQL", b"PK\x06\x07", 0, end, 1) + content[end:]
+
+
+def test_a_zip_file_of_more_than_a_million_entries_is_refused_before_they_are_read(tmp_path: Path) -> None:
     with pytest.raises(TooLarge, match="2,000,000 entries"):
-        unpacked(bytes(content[:end]) + record + locator + bytes(content[end:]), tmp_path)
-    assert time.monotonic() - started < 5
+        unpacked(claiming(2_000_000), tmp_path)
 
 
 @pytest.mark.long
 def test_a_million_entries_stay_within_memory_and_time(tmp_path: Path) -> None:
-    """Measured on one core of a busy machine: see the report of resource use below."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for number in range(1_000_000):
