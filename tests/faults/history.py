@@ -106,12 +106,14 @@ Rule = Callable[[Record, Asked, Undisturbed | None], Iterator[str]]
 
 
 def judge(record: Record, asked: Asked | None = None, undisturbed: Undisturbed | None = None) -> list[Violation]:
-    """Every rule that a job's record breaks. undisturbed: None where nothing is known of its spec's ordinary course."""
-    return [
-        Violation(record.id, rule.__name__, f"{found}\n{history(record)}")
-        for rule in RULES
-        for found in rule(record, asked or Asked(), undisturbed)
-    ]
+    """Every rule that a job's record breaks, once. undisturbed: None where nothing is known of its spec's ordinary course."""
+    found = {rule: list(rule(record, asked or Asked(), undisturbed)) for rule in RULES}
+    return [Violation(record.id, rule.__name__, f"{_first(wrong)}\n{history(record)}") for rule, wrong in found.items() if wrong]
+
+
+def _first(wrong: Sequence[str], most: int = 5) -> str:
+    more = f"\nand {len(wrong) - most} more like it" if len(wrong) > most else ""
+    return "\n".join(wrong[:most]) + more
 
 
 def judge_acceptance(answers: Mapping[str, Iterable[str]], stored: Iterable[str]) -> list[Violation]:
