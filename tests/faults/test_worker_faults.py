@@ -49,8 +49,20 @@ def crew(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         site = Site(tmp_path_factory.mktemp("crew") / "data", free_port("127.0.0.1"), workers=WORKERS, slots=WORKERS, database_url=url)
         made.callback(site.close)
         site.start()
-        until(lambda: len(site.processes("powergrad: standby")) == WORKERS)
         yield site
+
+
+@pytest.fixture(autouse=True)
+def all_hands(request: pytest.FixtureRequest) -> None:
+    """Who is to take over must be there: what the test before has killed comes back first."""
+    if "crew" in request.fixturenames:
+        crew: Site = request.getfixturevalue("crew")
+
+        def ready() -> int:
+            living = {process.pid for process in crew.processes("powergrad: worker")}
+            return sum(worker["state"] == "ready" and worker["pid"] in living for worker in crew.client.workers())
+
+        until(lambda: ready() == WORKERS, within_s=240.0)
 
 
 @pytest.fixture(scope="module")
