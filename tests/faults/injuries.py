@@ -272,8 +272,8 @@ EVERYWHERE = (
     Kind(kill_api, 2),
     Kind(kill_broker, 2),
     Kind(stop_trainer, 2),
-    Kind(stop_worker, 2),
-    Kind(stop_worker_and_trainers, 2),
+    Kind(stop_worker, 3),
+    Kind(stop_worker_and_trainers, 4),
     Kind(terminate_worker, 2),
     Kind(flush_broker, 1.5),
     Kind(delete_broker_directory, 1),
@@ -315,7 +315,7 @@ def _brokers(patient: Patient) -> list[psutil.Process]:
 
 def _long(patient: Patient, dice: random.Random) -> float:
     """From a moment to well past the lease."""
-    return dice.choice((dice.uniform(0.2, 2.0), dice.uniform(1.05, 1.6) * patient.ttl_s))
+    return dice.choice((dice.uniform(0.2, 2.0), dice.uniform(1.2, 2.2) * patient.ttl_s))
 
 
 def _stop(pids: Sequence[int], told: str, lasts_s: float) -> Done | None:
