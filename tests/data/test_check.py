@@ -270,6 +270,7 @@ def test_no_code_of_ours_unpickles_what_it_reads() -> None:
 # --- fuzz
 
 
+PATIENT = pytest.mark.timeout(180 + 600 * MINUTES)
 SEEDS = {
     "PNG": png(1),
     "JPEG": encoded(Image.effect_noise((40, 30), 90).convert("RGB"), "JPEG"),
@@ -283,7 +284,8 @@ SEEDS = {
 }
 
 
-@settings(max_examples=100 if not MINUTES else int(MINUTES * 6000))
+@PATIENT
+@settings(max_examples=max(100, int(MINUTES * 6000)), derandomize=not MINUTES)
 @given(
     kind=st.sampled_from(sorted(SEEDS)),
     changes=st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=8),
@@ -298,7 +300,8 @@ def test_mutated_images_decode_or_are_refused(kind: str, changes: list[tuple[int
         assert decode(bytes(content), 16, name="it").shape == (3, 16, 16)
 
 
-@settings(max_examples=15 if not MINUTES else int(MINUTES * 600))
+@PATIENT
+@settings(max_examples=max(15, int(MINUTES * 600)), derandomize=not MINUTES)
 @given(
     mutated=st.lists(st.tuples(st.sampled_from(sorted(SEEDS)), st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=4),
     skip=st.booleans(),
