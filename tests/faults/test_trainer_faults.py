@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 
+import psutil
 import pytest
 
 from tests.faults.conftest import LEASE, Site, gone
-from tests.faults.moments import finish, frozen, pass_by, reason_codes, strike, trainer_of
+from tests.faults.moments import finish, frozen, pass_by, reason_codes, strike, trainer_of, trainers_of
 from tests.worker.conftest import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
@@ -27,13 +28,13 @@ def test_a_killed_trainer_is_followed_by_one_with_the_same_bits(site: Site, undi
 def test_trainers_killed_one_after_the_other(site: Site, undisturbed: str, dice: random.Random) -> None:
     job_id = site.submit(limits={"max_attempts": 10})
     for _ in range(4):
-        before = site.client.get(job_id)
-        if before.is_terminal:
+        until(lambda: trainers_of(site, job_id) or site.client.get(job_id).is_terminal)
+        if site.client.get(job_id).is_terminal:
             break
         trainer = trainer_of(site, job_id)
-        pass_by(dice.uniform(0.0, 2.0))
+        pass_by(dice.uniform(0.0, 1.0))
         trainer.kill()
-        trainer.wait(10)
+        psutil.wait_procs([trainer], timeout=10)
     finish(site, job_id, undisturbed)
 
 

@@ -107,9 +107,13 @@ def test_a_killed_worker_leaves_nothing_and_another_takes_over(crew: Site, expec
 def test_workers_killed_one_after_the_other(crew: Site, expected: str, dice: random.Random) -> None:
     job_id = crew.submit(limits={"max_attempts": 10})
     for _ in range(3):
-        trainer = trainer_of(crew, job_id)
-        pass_by(dice.uniform(0.0, 2.0))
-        kill_all(tree_of(worker_of(trainer)))
+        until(lambda: trainers_of(crew, job_id) or crew.client.get(job_id).is_terminal)
+        if crew.client.get(job_id).is_terminal:
+            break
+        family = tree_of(worker_of(trainer_of(crew, job_id)))
+        pass_by(dice.uniform(0.0, 1.0))
+        kill_all(family)
+        psutil.wait_procs(family, timeout=10)
     finish(crew, job_id, expected)
 
 
