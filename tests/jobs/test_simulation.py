@@ -56,5 +56,5 @@ def _migrated(sqlite_file: Path) -> None:
     MIGRATED[:] = [sqlite_file]
 
 
-TestHistory = History.TestCase
+TestHistory = pytest.mark.timeout(600)(History.TestCase)  # hypothesis takes up to five minutes to shorten a failure
 TestHistory.settings = settings(max_examples=100, stateful_step_count=40)

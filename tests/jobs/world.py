@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -142,11 +142,12 @@ class World:
             self.tell(worker, run)
         if worker.claim is None:
             return
+        owned = self.owns(run)
         with self.fenced_off(worker, run):
             try:
                 b.finish(self.store, run, outcome, code)
             except OperationalError:  # as the supervisor does: until it is stored, or somebody else has the job
-                with suppress(Fenced):
+                with suppress(Fenced) if owned else nullcontext():  # it may have been stored by the try that was never confirmed
                     b.finish(self.store, run, outcome, code)
         worker.forget()
 
@@ -174,11 +175,14 @@ class World:
         found = [worker for worker in self.workers if worker.claim is not None]
         return found[pick % len(found)] if found else None
 
+    def owns(self, run: Run) -> bool:
+        row = b.row(self.store, run.job_id)
+        return row.attempt == run.attempt and row.state in OWNED
+
     @contextmanager
     def fenced_off(self, worker: Worker, run: Run) -> Iterator[None]:
         """A write of a run: it goes through exactly when the job is still that attempt's, and then the worker goes on."""
-        row = b.row(self.store, run.job_id)
-        owned = row.attempt == run.attempt and row.state in OWNED
+        row, owned = b.row(self.store, run.job_id), self.owns(run)
         try:
             yield
         except Fenced:
