@@ -17,14 +17,14 @@ from PIL import Image
 from sqlalchemy import select
 
 from api import uploads as receiving
-from api.routes.datasets import DatasetDocument
+from api.documents import DatasetDocument
 from powergrad.data.check import check
 from powergrad.jobs import keys, quotas, tasks, uploads
 from powergrad.jobs.keys import Scope
 from powergrad.jobs.store import Store
 from powergrad.jobs.sweeper import sweep_once
+from powergrad.jobs.tables import api_keys, deletions
 from powergrad.jobs.tables import datasets as rows
-from powergrad.jobs.tables import deletions
 from tests.api.conftest import Api, register_worker, serving, settings_for, until
 from tests.jobs import builders
 from tests.pictures import encoded, flowers, png, tarred, zipped
@@ -476,19 +476,23 @@ def test_sets_are_their_owners_own_and_folders_the_admins(api: Api) -> None:
             shown_once[owner] = keys.create(tx, owner=owner, scopes=frozenset(scopes), name=owner)
     ann, bob, root = ({"Authorization": f"Bearer {shown_once[owner]}"} for owner in ("ann", "bob", "root"))
     until(lambda: api.http.get("/v1/datasets").status_code == 401)
-    sent = {"content": zipped(flowers()), "params": {"name": "flowers"}}
-    assert api.http.post("/v1/datasets", **sent, headers={"Content-Type": ZIP, **ann}).status_code == 202
+
+    def sent_by(key: dict[str, str]) -> int:
+        headers = {"Content-Type": ZIP, **key}
+        return api.http.post("/v1/datasets", content=zipped(flowers()), params={"name": "flowers"}, headers=headers).status_code
+
+    assert sent_by(ann) == 202
     work(api)
     refused(api.http.get("/v1/datasets/flowers", headers=bob), 404, "dataset_not_found")
     refused(api.http.delete("/v1/datasets/flowers", headers=bob), 404, "dataset_not_found")
     refused(api.http.post("/v1/jobs", json={"data": {"dataset": "flowers"}}, headers=bob), 404, "unknown_reference")
     assert api.http.get("/v1/datasets", headers=bob).json()["data"] == []
-    assert api.http.post("/v1/datasets", **sent, headers={"Content-Type": ZIP, **bob}).status_code == 202, "his own copy"
+    assert sent_by(bob) == 202, "his own copy"
     body = {"name": "garden", "path": "garden"}
     refused(api.http.post("/v1/datasets", json=body, headers=ann), 403, "forbidden_scope")
     assert api.http.post("/v1/datasets", json=body, headers=root).status_code == 202
     with api.store.write() as tx:
-        tx.run(keys.api_keys.delete())
+        tx.run(api_keys.delete())
     until(lambda: api.http.get("/v1/datasets").status_code == 200)
 
 
