@@ -212,7 +212,8 @@ def _parts(spec: DataSpec, *, size: int, data_root: Path, named_dir: Path | None
             return webdataset(spec.train, spec.val, spec.test, data_root=data_root, window=spec.shuffle_window, beat=beat)
         case NamedData():
             if named_dir is None:
-                raise DataMissing(f"dataset={spec.dataset!r}: only a server knows sets by such names: use class_folder with a path")
+                known = f"must be one of {', '.join(DATASETS)}; sets that were uploaded to a server are known there only"
+                raise DataMissing(f"dataset={spec.dataset!r}: {known}")
             return with_validation(class_folders(".", data_root=named_dir), spec.val_fraction)
 
 

@@ -23,6 +23,7 @@ from api.documents import DeliveryDocument, DeliveryListDocument, WebhookSecretD
 from powergrad.addresses import AllowList, addresses_of
 from powergrad.jobs import keys, lifecycle, outbox
 from powergrad.jobs.keys import Scope
+from powergrad.jobs.migrate import migrate
 from powergrad.jobs.outbox import LEASE_MS
 from powergrad.jobs.store import Store
 from tests.api.conftest import Api, serving, settings_for, until
@@ -81,8 +82,17 @@ def is_signed_by(secret: str, call: Call) -> bool:
 # --- what is sent ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_jobs_end_is_told_signed_and_once(database_url: str, tmp_path: Path) -> None:
-    settings = settings_for(database_url, tmp_path, allowed_hosts="127.0.0.1")
+@pytest.fixture
+def own_database_url(empty_database_url: str) -> str:
+    """Of a database that no other server of this process looks into: its deliverer would take what is due, under its own allow-list."""
+    store = Store(empty_database_url)
+    migrate(store)
+    store.close()
+    return empty_database_url
+
+
+def test_a_jobs_end_is_told_signed_and_once(own_database_url: str, tmp_path: Path) -> None:
+    settings = settings_for(own_database_url, tmp_path, allowed_hosts="127.0.0.1")
     with receiving() as receiver, serving(settings) as api:
         job = api.submit(webhook={"url": receiver.url + "?q=1"}, labels={"team": "vision"})
         api.http.post(f"/v1/jobs/{job['id']}/cancel")
@@ -388,8 +398,8 @@ def test_a_dry_run_refuses_it_too(api: Api) -> None:
     assert api.http.post("/v1/jobs", params={"dry_run": True}, json=body).status_code == 422
 
 
-def test_a_test_is_delivered_like_the_others(database_url: str, tmp_path: Path) -> None:
-    with receiving() as receiver, serving(settings_for(database_url, tmp_path, allowed_hosts=receiver.listed)) as api:
+def test_a_test_is_delivered_like_the_others(own_database_url: str, tmp_path: Path) -> None:
+    with receiving() as receiver, serving(settings_for(own_database_url, tmp_path, allowed_hosts=receiver.listed)) as api:
         answer = api.http.post("/v1/webhooks/test", json={"url": receiver.url})
         DeliveryDocument.model_validate_json(answer.content)
         assert (answer.status_code, answer.json()["event"], answer.json()["job"]) == (202, "webhook.test", None)
