@@ -83,6 +83,10 @@ epochs: 5
 #   gpus: null             # how many share each batch; null: 1 where there is one
 #   cpu_threads: null      # part of the exact result; null: all cores of the slot
 
+# retention:
+#   ttl_seconds: null      # so long after its end the job goes, files and all; null: the server's own rule
+
+# webhook: null            # {url: "https://example.com/hook"} is called when the job has ended
 # priority: 5              # 9 starts first, 0 last
 # labels:
 #   team: vision
