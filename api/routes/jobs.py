@@ -26,7 +26,7 @@ from api.etags import matches
 from api.openapi import BODY, CHANGES, NEW_JOB, STORED, json_request, only_what_is_given, problems
 from api.parts import JOB_ID, JobId, Parts, WithParts
 from api.strict import PREFIX, DirectRoute, StrictRoute
-from powergrad.jobs import lifecycle, outbox, queries
+from powergrad.jobs import debts, lifecycle, outbox, queries
 from powergrad.jobs.errors import InvalidSpec, Violation, refusal
 from powergrad.jobs.lifecycle import Amendment, RaisedLimits, Submission
 from powergrad.jobs.spec import ONLY_THESE, JobSpec, LabelName, LabelText, LimitsSpec, parse
@@ -576,7 +576,7 @@ def delete(parts: WithParts, caller: WithCaller, job_id: JobId) -> Response:
         log.warning("files busy: the sweeper will free them", job=job_id, error=str(error))
     else:
         with parts.store.write() as tx:
-            lifecycle.freed(tx, directory)
+            debts.freed(tx, directory)
     return Response(status_code=204)
 
 

@@ -25,8 +25,7 @@ from ulid import ULID
 
 from powergrad import protocol
 from powergrad.jobs import accounts, datasets, debts, fleet, metrics, outbox, quotas
-from powergrad.jobs.debts import freed as freed
-from powergrad.jobs.debts import owe as owe
+from powergrad.jobs.debts import owe
 from powergrad.jobs.errors import (
     CheckpointNotFound,
     Fenced,

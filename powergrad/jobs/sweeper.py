@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from powergrad.jobs import fleet, keys, lifecycle, tasks
+from powergrad.jobs import debts, fleet, keys, lifecycle, tasks
 from powergrad.jobs.artifacts import Artifacts
 from powergrad.jobs.store import Store, is_unavailable
 
@@ -69,8 +69,8 @@ def free(store: Store, artifacts: Artifacts, paths: Sequence[str]) -> None:
     if not paths:
         return
     with store.write() as tx:
-        lifecycle.freed(tx, *gone)
-        lifecycle.owe(tx, *busy)  # behind all others: one that stays so must not hold up the others
+        debts.freed(tx, *gone)
+        debts.owe(tx, *busy)  # behind all others: one that stays so must not hold up the others
 
 
 @dataclass

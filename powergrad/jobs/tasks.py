@@ -19,8 +19,9 @@ from sqlalchemy import ColumnElement, Row, and_, delete, insert, or_, select, up
 from ulid import ULID
 
 from powergrad.jobs import datasets
+from powergrad.jobs.debts import owe
 from powergrad.jobs.errors import Fenced, TaskNotFound
-from powergrad.jobs.lifecycle import LOCAL_OWNER, owe
+from powergrad.jobs.lifecycle import LOCAL_OWNER
 from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Tx, rfc3339
 from powergrad.jobs.tables import TASK_RUNS, TASK_WAITS, tasks

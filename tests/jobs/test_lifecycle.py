@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import event, select, text, update
 
 from powergrad import protocol
-from powergrad.jobs import lifecycle, metrics, queries
+from powergrad.jobs import debts, lifecycle, metrics, queries
 from powergrad.jobs.errors import CheckpointNotFound, Fenced, IdempotencyMismatch, IllegalMove, InvalidSpec, JobNotFound, VersionMismatch
 from powergrad.jobs.lifecycle import Amendment, Offer, RaisedLimits, Run, Submission
 from powergrad.jobs.spec import JobSpec
@@ -221,7 +221,7 @@ def test_removing_frees_every_row_and_leaves_the_debt_of_its_files(store: Store)
         assert [found.path for found in tx.all(select(deletions))] == [f"jobs/{job_id}"]
         assert len(tx.all(select(idempotency_keys))) == 1
     assert b.state(store, other) is S.QUEUED
-    b.do(store, lifecycle.freed, f"jobs/{job_id}")
+    b.do(store, debts.freed, f"jobs/{job_id}")
     with store.read() as tx:
         assert tx.all(select(deletions)) == []
 

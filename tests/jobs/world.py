@@ -17,7 +17,7 @@ from sqlalchemy import event, select
 from sqlalchemy.exc import OperationalError
 
 from powergrad import protocol
-from powergrad.jobs import lifecycle, metrics, queries
+from powergrad.jobs import debts, lifecycle, metrics, queries
 from powergrad.jobs.errors import Fenced, IllegalMove
 from powergrad.jobs.lifecycle import Claim, Run
 from powergrad.jobs.states import MOVES, OWNED, TERMINAL, JobState, Outcome, ReasonCode
@@ -167,7 +167,7 @@ class World:
 
     def sweep(self, _pick: int = 0, _amount: int = 0) -> None:
         for path in b.do(self.store, lifecycle.sweep).debts:
-            b.do(self.store, lifecycle.freed, path)
+            b.do(self.store, debts.freed, path)
         with self.store.read() as tx:
             assert not lifecycle.needs_sweep(tx)
 
