@@ -59,6 +59,8 @@ NORMED_MODELS = (
     "seresnet34",
     "seresnet50",
     "seresnet101",
+    "resnet8",
+    "resnet14",
     "resnet20",
     "resnet32",
     "resnet44",

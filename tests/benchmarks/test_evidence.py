@@ -38,7 +38,7 @@ SECONDS = 400  # the quick study takes some ten seconds on an idle machine of tw
 
 def one_net(**changes: Any) -> Study:
     study = quick_study()
-    return replace(study, specs={"resnet20-none": study.specs["resnet20-none"]}, **changes)
+    return replace(study, specs={"resnet8-none": study.specs["resnet8-none"]}, **changes)
 
 
 def finished(study: Study, trial: Trial, *, top1: float | None = 0.5, outcome: Any = "finished") -> Run:
@@ -96,7 +96,7 @@ def test_a_verdict_waits_for_its_learning_rate() -> None:
 
 def test_a_rate_that_diverged_is_not_chosen() -> None:
     study = one_net(grid=(-1, 0, 1), widest=0)
-    assert chosen_lr(study, tuned(study, {-1: 0.2, 0: 0.1, 1: None}), "resnet20-none", 1.0) == 0.2
+    assert chosen_lr(study, tuned(study, {-1: 0.2, 0: 0.1, 1: None}), "resnet8-none", 1.0) == 0.2
 
 
 def test_nothing_is_due_once_all_is_run() -> None:
@@ -114,20 +114,20 @@ def test_rates_are_not_chosen_on_the_seeds_of_the_verdict() -> None:
 
 def test_the_specs_differ_in_normalisation_and_what_it_asks_for_alone() -> None:
     study = full_study()
-    batch, none = (study.specs[net].model_dump() for net in ("resnet20-batch", "resnet20-none"))
+    batch, none = (study.specs[net].model_dump() for net in ("resnet8-batch", "resnet8-none"))
     assert (batch["model"].pop("norm"), none["model"].pop("norm")) == ("batch", "none")
     assert (batch.pop("clip"), none.pop("clip")) == (None, {"mode": "norm", "value": 0.5})
     assert batch["optimizer"].pop("lr") != none["optimizer"].pop("lr")
     assert batch == none
-    data = study.specs["resnet20-batch"].data
+    data = study.specs["resnet8-batch"].data
     assert data.classes * data.train_per_class // data.batch_size * batch["epochs"] == 2000  # type: ignore[union-attr]
 
 
 def test_a_trial_is_its_nets_spec_at_its_own_alpha_rate_and_seed() -> None:
     study = one_net()
-    spec = study.spec_of(Trial("resnet20-none", "tuning", 0.5, 0.3, 7))
+    spec = study.spec_of(Trial("resnet8-none", "tuning", 0.5, 0.3, 7))
     assert (spec.loss.alpha, spec.optimizer.lr, spec.seed, spec.epochs) == (0.5, 0.3, 7, study.tuning_epochs)
-    assert study.spec_of(Trial("resnet20-none", "verdict", 0.5, 0.3, 7)).epochs == study.specs["resnet20-none"].epochs
+    assert study.spec_of(Trial("resnet8-none", "verdict", 0.5, 0.3, 7)).epochs == study.specs["resnet8-none"].epochs
 
 
 # --- what is kept ----------------------------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_a_study_that_was_cut_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     assert whole["arms"][1]["val_top1_difference"]["mean"] == pytest.approx(
         whole["arms"][1]["val_top1"]["mean"] - whole["arms"][0]["val_top1"]["mean"]
     )
-    assert table(whole).count("resnet20-none") >= 2  # type: ignore[arg-type]
+    assert table(whole).count("resnet8-none") >= 2  # type: ignore[arg-type]
 
     log.write_text(log.read_text()[:-50])
     again = study()
