@@ -24,6 +24,7 @@ from api.routes import (
     keys,
     logs,
     metrics,
+    moves,
     pages,
     predict,
     session,
@@ -84,6 +85,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.include_router(jobs.busy)
     for noun in (
         jobs,
+        moves,
         events,
         metrics,
         logs,
@@ -101,7 +103,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     ):
         app.include_router(noun.router)
     pages.install(app)
-    openapi.install(app, (*jobs.BODIES, *datasets.BODIES, *webhooks.BODIES, *keys.BODIES, *session.BODIES, *usage.BODIES))
+    openapi.install(app, (*jobs.BODIES, *moves.BODIES, *datasets.BODIES, *webhooks.BODIES, *keys.BODIES, *session.BODIES, *usage.BODIES))
     errors.install(app)
     app.add_middleware(Border, measures=parts.measures, key_ring=parts.key_ring)
     return app

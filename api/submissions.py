@@ -17,9 +17,9 @@ import structlog
 
 from api import errors
 from api.errors import RETRY_AFTER_S, Refused
-from powergrad.jobs import lifecycle, queries
-from powergrad.jobs.lifecycle import Submission, Submitted
+from powergrad.jobs import queries, submission
 from powergrad.jobs.store import Store, Tx
+from powergrad.jobs.submission import Submission, Submitted
 
 MOST_TOGETHER = 64  # a group's transaction stays in the tens of milliseconds, so that workers' writes get in between
 MOST_WAITING = 2048
@@ -103,7 +103,7 @@ class Submissions:
 
 
 def _submit(tx: Tx, group: Sequence[Submission]) -> list[Result]:
-    results = lifecycle.submit_all(tx, group)
+    results = submission.submit_all(tx, group)
     rows = [result.row for result in results if isinstance(result, Submitted) and result.row is not None]
     new_jobs = {job["id"]: job for job in queries.shown_new(tx, rows)}
     return [

@@ -33,12 +33,13 @@ from benchmarks import generator, report
 from benchmarks.generator import Load, Plan
 from benchmarks.report import Neighbours, Origin, Spread, spread
 from powergrad import protocol
-from powergrad.jobs import lifecycle, queries
-from powergrad.jobs.lifecycle import Offer, Submission
+from powergrad.jobs import claims, lifecycle, queries, recording, rows, submission
+from powergrad.jobs.claims import Offer
 from powergrad.jobs.migrate import migrate
 from powergrad.jobs.spec import parse
 from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Store
+from powergrad.jobs.submission import Submission
 from powergrad.jobs.tables import jobs
 
 PACKAGES = ("fastapi", "uvicorn", "uvloop", "httptools", "pydantic", "sqlalchemy", "celery")
@@ -193,7 +194,7 @@ def _poll(found: Servers, seconds: float) -> Plan:
 def _job_that_rests(found: Servers) -> tuple[str, str]:
     """A job that is over, so that its ETag stays."""
     with found.store.write() as tx:
-        job_id = lifecycle.submit(tx, Submission(parse(SPEC))).job_id
+        job_id = submission.submit(tx, Submission(parse(SPEC))).job_id
         lifecycle.cancel(tx, job_id)
         return job_id, queries.etag(queries.get(tx, job_id))
 
@@ -218,7 +219,7 @@ def _claim_ms(store: Store) -> float:
     """CPU time: the flush to disk costs more than all the rest, the same at any size, and varies more."""
     begun = time.process_time()
     with store.write() as tx:
-        claim = lifecycle.claim(tx, Offer(worker="bench", device="cpu", gpus=0, cpu_threads=1, lease_ttl_s=3600))
+        claim = claims.claim(tx, Offer(worker="bench", device="cpu", gpus=0, cpu_threads=1, lease_ttl_s=3600))
     took = time.process_time() - begun
     assert claim is not None, "nothing to claim"
     return took * 1000
@@ -231,9 +232,9 @@ def _fill(store: Store, wanted: int) -> None:
     spec = parse(SPEC)
     while (missing := wanted - _count(store)) > 0:
         with store.write() as tx:
-            made = lifecycle.submit_all(tx, [Submission(spec)] * min(GROUP, missing))
+            made = submission.submit_all(tx, [Submission(spec)] * min(GROUP, missing))
             if missing > QUEUED:
-                ids = [one.job_id for one in made if isinstance(one, lifecycle.Submitted)]
+                ids = [one.job_id for one in made if isinstance(one, submission.Submitted)]
                 tx.run(update(jobs).where(jobs.c.id.in_(ids)).values(state=JobState.SUCCEEDED))
 
 
@@ -250,7 +251,7 @@ def _streams(found: Servers, seconds: float) -> Streams:
     quiet, _ = _job_that_rests(found)
     look = Plan(found.api, "GET", f"/v1/jobs/{quiet}", 1, seconds)
     with found.store.write() as tx:
-        claim = lifecycle.claim(tx, Offer(worker="bench", device="cpu", gpus=0, cpu_threads=1, lease_ttl_s=3600))
+        claim = claims.claim(tx, Offer(worker="bench", device="cpu", gpus=0, cpu_threads=1, lease_ttl_s=3600))
     assert claim is not None, "nothing to claim"
     alone = generator.run(look)
     with _reading(found.api, claim.run.job_id) as readers:
@@ -272,11 +273,11 @@ def _reading(port: int, job_id: str) -> Iterator[list[socket.socket]]:
         yield readers
 
 
-def _lag_s(store: Store, run: lifecycle.Run, readers: Sequence[socket.socket]) -> float:
+def _lag_s(store: Store, run: rows.Run, readers: Sequence[socket.socket]) -> float:
     """From the commit of an event until the last reader has it."""
     mark = f"mark-{time.monotonic_ns()}"
     with store.write() as tx:
-        lifecycle.record(tx, run, [protocol.Note(detail=mark)])
+        recording.record(tx, run, [protocol.Note(detail=mark)])
     committed = time.perf_counter()
     for line in readers:
         _read_until(line, mark.encode())

@@ -22,7 +22,7 @@ import setproctitle
 import structlog
 
 from powergrad import __version__
-from powergrad.jobs import fleet, lifecycle
+from powergrad.jobs import claims, fleet, sweeps
 from powergrad.jobs.artifacts import Artifacts
 from powergrad.jobs.store import Store, is_unavailable
 from powergrad.jobs.sweeper import Sweeper
@@ -161,7 +161,7 @@ class WorkerService:
             if path.stem == self.id or not _is_dead(path):
                 continue
             with self.store.write() as tx:
-                orphans = lifecycle.expire_worker(tx, path.stem)
+                orphans = sweeps.expire_worker(tx, path.stem)
                 fleet.retire(tx, path.stem)
             path.unlink(missing_ok=True)
             log.warning("a worker of this host was killed", worker=path.stem, jobs=orphans)
@@ -188,7 +188,7 @@ class WorkerService:
         return False
 
     @contextmanager
-    def chosen(self) -> Iterator[tuple[lifecycle.Claim, TakenSlots] | None]:
+    def chosen(self) -> Iterator[tuple[claims.Claim, TakenSlots] | None]:
         """A job and the slots that are its for the length of the block; None when there is none of the one or the other."""
         with ExitStack() as held:
             with self._choosing:  # two threads that gather slots at a time would each take what the other lacks
@@ -202,14 +202,14 @@ class WorkerService:
                 self._look_again.set()  # what was freed may be more than this job has taken
                 yield claim, taken
 
-    def _claim(self, taken: TakenSlots) -> lifecycle.Claim | None:
+    def _claim(self, taken: TakenSlots) -> claims.Claim | None:
         """The next job, with as many slots taken as it wants."""
         with self.store.read() as tx:
-            if not lifecycle.has_work(tx, gpus=self.slots.gpus):
+            if not claims.has_work(tx, gpus=self.slots.gpus):
                 return None
         could_hold = self.slots.gpus
         while True:
-            offer = lifecycle.Offer(
+            offer = claims.Offer(
                 worker=self.id,
                 device=taken.device,
                 gpus=len(taken.gpus),
@@ -220,8 +220,8 @@ class WorkerService:
             )
             try:
                 with self.store.write() as tx:
-                    return lifecycle.claim(tx, offer)
-            except lifecycle.SlotsWanted as wanted:
+                    return claims.claim(tx, offer)
+            except claims.SlotsWanted as wanted:
                 free = self.slots.resize(taken, wanted.count)
                 could_hold = free if free < wanted.count else could_hold
 
@@ -240,7 +240,7 @@ class WorkerService:
         if not self.slots.any_free:
             return
         with self.store.read() as tx:
-            if not lifecycle.has_work(tx, gpus=self.slots.gpus):
+            if not claims.has_work(tx, gpus=self.slots.gpus):
                 return
         thread = threading.Thread(target=self._work_and_log, name=f"found-{time.monotonic_ns()}", daemon=True)
         self._working.add(thread)

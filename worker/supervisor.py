@@ -22,7 +22,7 @@ import structlog
 
 from powergrad import protocol
 from powergrad.archives import stamp_of
-from powergrad.jobs import lifecycle, sweeper
+from powergrad.jobs import claims, recording, retention, rows, sweeper
 from powergrad.jobs.artifacts import Artifacts
 from powergrad.jobs.errors import Fenced
 from powergrad.jobs.states import End, JobState, Outcome, ReasonCode
@@ -66,7 +66,7 @@ class Bench:
     """Called when a trainer reports that its device is gone: the worker takes no more and ends."""
 
 
-def supervise(bench: Bench, claim: lifecycle.Claim, taken: TakenSlots) -> JobState | None:
+def supervise(bench: Bench, claim: claims.Claim, taken: TakenSlots) -> JobState | None:
     """Run one attempt to its end; the state the job is in then, or None when the attempt was fenced off."""
     with structlog.contextvars.bound_contextvars(job=claim.run.job_id, attempt=claim.run.attempt):
         log.info("attempt starts", device=taken.device, resume=claim.resume[0].id if claim.resume else None)
@@ -84,9 +84,9 @@ class _DataChanged(Exception):
 
 
 class _Supervision:
-    def __init__(self, bench: Bench, claim: lifecycle.Claim, taken: TakenSlots) -> None:
+    def __init__(self, bench: Bench, claim: claims.Claim, taken: TakenSlots) -> None:
         self.bench, self.claim, self.taken = bench, claim, taken
-        self.run_dir = bench.artifacts.local_path(lifecycle.job_dir(claim.run.job_id))
+        self.run_dir = bench.artifacts.local_path(rows.job_dir(claim.run.job_id))
         self.log_path = self.run_dir / "logs" / f"a{claim.run.attempt}.log"
         self.lines = _Lines()
         self.unsaid: list[protocol.Message] = []  # read from the trainer, not stored yet
@@ -119,7 +119,7 @@ class _Supervision:
         end = ends.classify(self._ending(exit_code), self.log_path)
         state = self._finish(end, lease)
         with self.bench.store.read() as tx:
-            registered = lifecycle.checkpoint_paths(tx, self.claim.run.job_id)
+            registered = retention.checkpoint_paths(tx, self.claim.run.job_id)
         _clear_leftovers(self.run_dir, self.claim.run.attempt, registered)
         return state
 
@@ -130,7 +130,7 @@ class _Supervision:
         config = protocol.TrainerConfig(
             run_id=self.claim.run.job_id,
             attempt=self.claim.run.attempt,
-            spec=lifecycle.effective_spec(self.claim).training(),
+            spec=claims.effective_spec(self.claim).training(),
             run_dir=str(self.run_dir),
             data_root=str(self.bench.settings.data_dir / "datasets"),
             device="cuda:0" if self.claim.gpus else "cpu",
@@ -277,9 +277,9 @@ class _Supervision:
         wrote_checkpoint = any(isinstance(message, protocol.CheckpointWritten) for message in self.unsaid)
         try:
             with self.bench.store.write() as tx:
-                lease.state = lifecycle.record(tx, self.claim.run, self.unsaid, said_before=self.said_before)
+                lease.state = recording.record(tx, self.claim.run, self.unsaid, said_before=self.said_before)
                 # in one transaction: an older checkpoint goes only when the newer, which its trainer has read back, is on record
-                gone = lifecycle.prune(tx, self.claim.run) if wrote_checkpoint else []
+                gone = recording.prune(tx, self.claim.run) if wrote_checkpoint else []
             self.said_before += len(self.unsaid)
             self.unsaid = []
             self._free(gone)
@@ -298,7 +298,7 @@ class _Supervision:
             time.sleep(RETRY_S)
 
     def _free(self, pruned: list[str]) -> None:
-        sweeper.free(self.bench.store, self.bench.artifacts, [f"{lifecycle.job_dir(self.claim.run.job_id)}/{path}" for path in pruned])
+        sweeper.free(self.bench.store, self.bench.artifacts, [f"{rows.job_dir(self.claim.run.job_id)}/{path}" for path in pruned])
 
     def _finish(self, end: End, lease: _Lease) -> JobState:
         if end.outcome is Outcome.FAILED and end.reason is not None:
@@ -308,7 +308,7 @@ class _Supervision:
         while True:
             try:
                 with self.bench.store.write() as tx:
-                    return lifecycle.finish(tx, self.claim.run, end, trained_ms=lease.unbooked_ms())
+                    return recording.finish(tx, self.claim.run, end, trained_ms=lease.unbooked_ms())
             except Exception as error:
                 if not is_unavailable(error):
                     raise
@@ -321,7 +321,7 @@ class _Lease:
     """The right to run, renewed from its own thread. `over`: the attempt must end at once, and nothing more may be written."""
 
     bench: Bench
-    run: lifecycle.Run
+    run: rows.Run
     started_s: float
     deadline_s: float = 0.0
     state: JobState = JobState.RUNNING
@@ -393,7 +393,7 @@ class _Lease:
                     renewed_s = time.monotonic()
                 else:
                     with self.bench.store.read() as tx:
-                        self.state = lifecycle.state_of(tx, self.run)
+                        self.state = recording.state_of(tx, self.run)
             except Fenced:
                 log.info("lease: the job was taken from this attempt")
                 return self.fence()
@@ -411,7 +411,7 @@ class _Lease:
         asked_s, booked_s = boottime_s(), self._booked_s
         try:
             with self.bench.store.write() as tx:
-                self.state = lifecycle.renew(tx, self.run, trained_ms=self.unbooked_ms())
+                self.state = recording.renew(tx, self.run, trained_ms=self.unbooked_ms())
         except BaseException:
             self._booked_s = booked_s
             raise

@@ -19,7 +19,7 @@ from api.parts import JobId, WithParts
 from api.strict import StrictRoute
 from powergrad.jobs import queries
 from powergrad.jobs.errors import ArtifactNotFound
-from powergrad.jobs.lifecycle import job_dir
+from powergrad.jobs.rows import job_dir
 from powergrad.spec import NAME_PATTERN
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"], route_class=StrictRoute)

@@ -17,9 +17,9 @@ from api.errors import Refused
 from api.openapi import STORED, problems
 from api.parts import JobId, Parts, WithParts
 from api.strict import StrictRoute
-from powergrad.jobs import lifecycle, queries
+from powergrad.jobs import queries, retention
 from powergrad.jobs.errors import CheckpointNotFound
-from powergrad.jobs.lifecycle import job_dir
+from powergrad.jobs.rows import job_dir
 
 WEIGHTS = "model.safetensors"
 CHECKPOINT_ID = re.compile(r"best|latest|step-\d{8,18}", re.ASCII)
@@ -115,6 +115,6 @@ def unpin(parts: WithParts, caller: WithCaller, job_id: JobId, checkpoint_id: Ch
 
 def _set_pinned(parts: Parts, job_id: str, wanted: str, *, pinned: bool, owner: str) -> Response:
     with parts.store.write() as tx:
-        found = lifecycle.pin(tx, job_id, wanted, pinned=pinned, owner=owner)
+        found = retention.pin(tx, job_id, wanted, pinned=pinned, owner=owner)
         shown = queries.get_checkpoint(tx, job_id, found, owner=owner)
     return JSONResponse(shown)

@@ -19,7 +19,7 @@ from api.strict import StrictRoute
 from powergrad.jobs import keys
 from powergrad.jobs.errors import KeyNotFound
 from powergrad.jobs.keys import LONGEST_TTL_S, Scope
-from powergrad.jobs.lifecycle import LOCAL_OWNER
+from powergrad.jobs.rows import LOCAL_OWNER
 from powergrad.spec import NAME_PATTERN, SpecModel
 
 KEY_ID = re.compile(r"[0-9a-f]{12}")

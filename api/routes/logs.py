@@ -19,7 +19,7 @@ from api.parts import JobId, Parts, WithParts
 from api.strict import StrictRoute
 from powergrad.jobs import queries
 from powergrad.jobs.artifacts import Artifacts
-from powergrad.jobs.lifecycle import job_dir
+from powergrad.jobs.rows import job_dir
 from powergrad.jobs.states import TERMINAL
 from powergrad.jobs.store import Tx, is_unavailable
 

@@ -25,7 +25,7 @@ from api.routes.checkpoints import CHECKPOINT_ID, WEIGHTS
 from api.strict import StrictRoute
 from powergrad.jobs import fleet, queries, tasks
 from powergrad.jobs.errors import ArtifactNotFound, CheckpointNotFound, TaskNotFound
-from powergrad.jobs.lifecycle import job_dir
+from powergrad.jobs.rows import job_dir
 from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Tx
 from powergrad.protocol import LABELS, PREPROCESSING, Question

@@ -1,8 +1,5 @@
-"""Experiments: one question, answered by many jobs. Torch-free; only the modules that a worker's child runs import scipy, matplotlib or
-optuna.
+"""What an experiment's numbers say: statistics, the sentence of the verdict, pictures, the report, and the next values of a search.
 
-    spec        what a user asks            findings    what is known, as stored and sent
-    plan        arms, seeds and stages      statistics  the numbers (scipy)
-    lifecycle   rows, moves, what is next   verdict     the sentence
-    search      samplers, pruners (optuna)  pictures, report
+Pure of jobs and stores: evidence in, findings out (`findings`). It imports scipy, matplotlib and optuna, so only a worker's child loads it;
+what makes and steers the jobs of an experiment is `powergrad.jobs.experiments`.
 """

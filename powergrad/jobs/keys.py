@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, delete, insert, or_, select, update
 
 from powergrad.jobs.errors import KeyNotFound
-from powergrad.jobs.lifecycle import LOCAL_OWNER
+from powergrad.jobs.rows import LOCAL_OWNER
 from powergrad.jobs.store import Tx, rfc3339
 from powergrad.jobs.tables import api_keys, sessions
 from powergrad.spec import NAME_PATTERN

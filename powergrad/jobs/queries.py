@@ -16,7 +16,8 @@ from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, func, or_, s
 
 from powergrad.jobs import fleet, quotas
 from powergrad.jobs.errors import ArtifactNotFound, JobNotFound
-from powergrad.jobs.lifecycle import LOCAL_OWNER, best_of, checkpoint_id, checkpoint_row, whole_checkpoints
+from powergrad.jobs.retention import best_of, checkpoint_id, checkpoint_row, whole_checkpoints
+from powergrad.jobs.rows import LOCAL_OWNER
 from powergrad.jobs.spec import JobSpec
 from powergrad.jobs.states import TERMINAL, JobState
 from powergrad.jobs.store import Tx, rfc3339

@@ -1,6 +1,6 @@
 """The state machine of a job, in tables: which moves are legal, how an attempt's end moves the job, what is tried again.
 
-Pure: no clock, no database. `lifecycle` decides here and then acts.
+Pure: no clock, no database. `rows`, `lifecycle` and `claims` decide here and then act.
 """
 
 from __future__ import annotations

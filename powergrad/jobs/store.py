@@ -138,7 +138,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
     _switch_to_wal(cursor)
     # FULL: an accepted job survives a power cut, as the 202 promises
-    for pragma in (f"busy_timeout={BUSY_TIMEOUT_MS}", "synchronous=FULL", "foreign_keys=ON", "cache_size=-16000"):
+    for pragma in (f"busy_timeout={BUSY_TIMEOUT_MS}", "synchronous=FULL", "foreign_keys=ON", "cache_size=-4000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from powergrad.jobs import debts, fleet, keys, lifecycle, tasks
+from powergrad.jobs import claims, debts, fleet, keys, sweeps, tasks
 from powergrad.jobs.artifacts import Artifacts
 from powergrad.jobs.store import Store, is_unavailable
 
@@ -25,24 +25,24 @@ EXPIRY_INTERVAL_S = 30.0
 log = structlog.get_logger(__name__)
 
 
-def sweep_once(store: Store, artifacts: Artifacts, ring: Callable[[], None], *, expires: bool = True) -> lifecycle.Swept | None:
+def sweep_once(store: Store, artifacts: Artifacts, ring: Callable[[], None], *, expires: bool = True) -> sweeps.Swept | None:
     """One round: move lapsed jobs on, delete outlived ones, free the files of those removed, ring when a job is due.
 
     expires: whether to look for outlived jobs.  None when there was nothing to do.
     """
     with store.read() as tx:
-        due = lifecycle.has_work(tx, gpus=max(1, fleet.capacity(tx).gpus))
-        expires = expires and lifecycle.has_outlived(tx)
-        needed = expires or lifecycle.needs_sweep(tx) or tasks.needs_sweep(tx) or keys.needs_sweep(tx)
+        due = claims.has_work(tx, gpus=max(1, fleet.capacity(tx).gpus))
+        expires = expires and sweeps.has_outlived(tx)
+        needed = expires or sweeps.needs_sweep(tx) or tasks.needs_sweep(tx) or keys.needs_sweep(tx)
     if not needed:
         if due:
             ring()
         return None
     with store.write() as tx:
         again = tasks.sweep(tx)  # first, as the next: what they give up is freed below
-        expired = lifecycle.expire(tx) if expires else []
+        expired = sweeps.expire(tx) if expires else []
         keys.sweep(tx)
-        swept = lifecycle.sweep(tx)
+        swept = sweeps.sweep(tx)
     free(store, artifacts, swept.debts)
     for job_id, state in swept.moved:
         log.warning("lease lapsed", job=job_id, state=state.value)
@@ -113,4 +113,4 @@ class Sweeper:
             return False
         if expires:
             self._expired_s = time.monotonic()
-        return swept is not None and len(swept.debts) == lifecycle.MOST_DEBTS
+        return swept is not None and len(swept.debts) == sweeps.MOST_DEBTS

@@ -21,7 +21,7 @@ from ulid import ULID
 from powergrad.jobs import datasets
 from powergrad.jobs.debts import owe
 from powergrad.jobs.errors import Fenced, TaskNotFound
-from powergrad.jobs.lifecycle import LOCAL_OWNER
+from powergrad.jobs.rows import LOCAL_OWNER
 from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Tx, rfc3339
 from powergrad.jobs.tables import TASK_RUNS, TASK_WAITS, tasks

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 
 from powergrad import protocol
-from powergrad.jobs import keys, lifecycle, tasks
+from powergrad.jobs import keys, retention, rows, tasks
 from powergrad.jobs.keys import Scope
 from powergrad.jobs.tables import datasets, deliveries
 from tests.api.conftest import DEADLINE_S, Api
@@ -74,15 +74,15 @@ def possessions(api: Api, owner: str) -> Possessions:
         tx.run(datasets.insert().values(**held, files=2, bytes=100))
         tx.run(deliveries.insert().values(**sent, state="failed", attempt=1, due_at=1))
     queued = builders.submit(store, owner=owner, name=WORD, key="annas-key", body="annas body")
-    return Possessions(run.job_id, queued, lifecycle.checkpoint_id(10), "labels.json", task_id, name, delivery)
+    return Possessions(run.job_id, queued, retention.checkpoint_id(10), "labels.json", task_id, name, delivery)
 
 
-def _trained(api: Api, owner: str) -> lifecycle.Run:
+def _trained(api: Api, owner: str) -> rows.Run:
     builders.submit(api.store, owner=owner, name=WORD, labels={"word": WORD})
     run = builders.claimed(api.store).run
     file = {"bytes": len(FILE), "sha256": hashlib.sha256(FILE).hexdigest()}
     written = builders.checkpoint(10, 0.5).model_copy(update=file)
-    home = api.data_dir / lifecycle.job_dir(run.job_id)
+    home = api.data_dir / rows.job_dir(run.job_id)
     for path in (f"{written.path}/model.safetensors", "labels.json", "preprocessing.json"):
         (home / path).parent.mkdir(parents=True, exist_ok=True)
         (home / path).write_bytes(FILE)

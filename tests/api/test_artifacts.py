@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from powergrad import protocol
-from powergrad.jobs import lifecycle
+from powergrad.jobs import rows
 from tests.api.conftest import Api
 from tests.jobs import builders
 
@@ -19,15 +19,15 @@ LABELS = b'["cat", "dog"]'
 @dataclass(frozen=True)
 class Written:
     job_id: str
-    run: lifecycle.Run
+    run: rows.Run
 
     def url(self, name: str = "") -> str:
         return f"/v1/jobs/{self.job_id}/artifacts" + (f"/{name}" if name else "")
 
 
-def write(api: Api, run: lifecycle.Run, name: str, data: bytes, media_type: str = "application/json") -> None:
+def write(api: Api, run: rows.Run, name: str, data: bytes, media_type: str = "application/json") -> None:
     path = f"artifacts/{name}"
-    file = api.data_dir / lifecycle.job_dir(run.job_id) / path
+    file = api.data_dir / rows.job_dir(run.job_id) / path
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(data)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -84,7 +84,7 @@ def test_what_is_not_there_is_not_found(any_api: Api, written: Written, name: st
 
 
 def test_a_file_that_is_being_written_anew_is_not_sent(any_api: Api, written: Written) -> None:
-    (any_api.data_dir / lifecycle.job_dir(written.job_id) / "artifacts/labels.json").write_bytes(LABELS + b"!")
+    (any_api.data_dir / rows.job_dir(written.job_id) / "artifacts/labels.json").write_bytes(LABELS + b"!")
     answer = any_api.http.get(written.url("labels.json"))
     assert (answer.status_code, answer.json()["code"]) == (404, "artifact_not_found")
 
@@ -92,5 +92,5 @@ def test_a_file_that_is_being_written_anew_is_not_sent(any_api: Api, written: Wr
 def test_deleting_a_job_frees_its_artifacts(any_api: Api, written: Written) -> None:
     builders.finish(any_api.store, written.run)
     assert any_api.http.delete(f"/v1/jobs/{written.job_id}").status_code == 204
-    assert not (any_api.data_dir / lifecycle.job_dir(written.job_id)).exists()
+    assert not (any_api.data_dir / rows.job_dir(written.job_id)).exists()
     assert any_api.http.get(written.url()).json()["code"] == "job_not_found"

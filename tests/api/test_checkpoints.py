@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from api.ranges import Span, Unsatisfiable, span_of
-from powergrad.jobs import lifecycle
+from powergrad.jobs import rows
 from powergrad.jobs.artifacts import BLOCK_BYTES
 from tests.api.conftest import Api
 from tests.jobs import builders
@@ -33,7 +33,7 @@ def stored(any_api: Api) -> Stored:
     builders.record(any_api.store, run, builders.plan())
     for step, top1, data in ((10, 0.9, WEIGHTS), (20, 0.5, WEIGHTS + b"!")):
         written = builders.checkpoint(step, top1).model_copy(update={"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
-        folder = any_api.data_dir / lifecycle.job_dir(run.job_id) / written.path
+        folder = any_api.data_dir / rows.job_dir(run.job_id) / written.path
         folder.mkdir(parents=True)
         (folder / "model.safetensors").write_bytes(data)
         builders.record(any_api.store, run, builders.evaluation(step, top1), written)
@@ -131,7 +131,7 @@ def test_a_job_without_checkpoints_has_no_best(any_api: Api) -> None:
 
 
 def test_a_file_cut_short_is_never_sent(any_api: Api, stored: Stored) -> None:
-    path = next((any_api.data_dir / lifecycle.job_dir(stored.job_id)).rglob("step-00000010/model.safetensors"))
+    path = next((any_api.data_dir / rows.job_dir(stored.job_id)).rglob("step-00000010/model.safetensors"))
     path.write_bytes(WEIGHTS[:-1])
     answer = any_api.http.get(stored.url())
     assert (answer.status_code, answer.json()["code"]) == (404, "checkpoint_not_found")

@@ -13,7 +13,7 @@ import pytest
 from api.tailer import BUFFERED, READ_BYTES, Tailer, follow
 from api.tailer import Frame as Event
 from powergrad import protocol
-from powergrad.jobs.lifecycle import Run
+from powergrad.jobs.rows import Run
 from powergrad.jobs.states import JobState
 from tests.api.conftest import DEADLINE_S, Api, Frame, Reader, serving, settings_for, until
 from tests.jobs import builders

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from powergrad.jobs import lifecycle
+from powergrad.jobs import rows
 from powergrad.jobs.states import JobState
 from tests.api.conftest import DEADLINE_S, DIGITS, Api
 from tests.jobs import builders
@@ -444,7 +444,7 @@ def test_a_clone_honours_an_idempotency_key(api: Api) -> None:
 
 def test_a_job_that_has_ended_is_deleted_with_its_files(any_api: Api) -> None:
     job_id = builders.bring_to(any_api.store, JobState.SUCCEEDED)
-    files = any_api.data_dir / lifecycle.job_dir(job_id)
+    files = any_api.data_dir / rows.job_dir(job_id)
     (files / "logs").mkdir(parents=True)
     (files / "logs" / "a1.log").write_text("x")
     answer = any_api.http.delete(f"/v1/jobs/{job_id}")

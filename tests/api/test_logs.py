@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from powergrad.jobs import lifecycle
-from powergrad.jobs.lifecycle import Run
+from powergrad.jobs import rows
+from powergrad.jobs.rows import Run
 from powergrad.jobs.states import Outcome, ReasonCode
 from tests.api.conftest import DEADLINE_S, Api
 from tests.jobs import builders
 
 
 def write(api: Api, run: Run, text: str) -> None:
-    folder: Path = api.data_dir / lifecycle.job_dir(run.job_id) / "logs"
+    folder: Path = api.data_dir / rows.job_dir(run.job_id) / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"a{run.attempt}.log").open("a") as file:
         file.write(text)

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from powergrad import protocol
-from powergrad.jobs import lifecycle, tasks
+from powergrad.jobs import retention, rows, tasks
 from tests.api.conftest import Api, register_worker, serving, settings_for, until
 from tests.jobs import builders
 
@@ -83,7 +83,7 @@ def test_the_answer_of_the_worker_is_the_answer(any_api: Api, trained: Trained) 
     with answering(any_api, lambda tx, task: tasks.finish(tx, task, PREDICTION)) as taken:
         answer = trained.ask(top=3)
     assert (answer.status_code, answer.json()) == (200, PREDICTION)
-    asked, home = taken[0].arguments, lifecycle.job_dir(trained.job_id)
+    asked, home = taken[0].arguments, rows.job_dir(trained.job_id)
     assert (taken[0].kind, asked["job"], asked["checkpoint"], asked["top"]) == ("predict", trained.job_id, "step-00000010", 3)
     assert asked["weights"] == f"{home}/checkpoints/a1/step-00000010/model.safetensors"
     assert (asked["labels"], asked["preprocessing"]) == (f"{home}/artifacts/a1/labels.json", f"{home}/artifacts/a1/preprocessing.json")
@@ -96,7 +96,7 @@ def test_the_answer_of_the_worker_is_the_answer(any_api: Api, trained: Trained) 
 def test_another_checkpoint_can_be_asked(any_api: Api, trained: Trained, asked: str, step: int) -> None:
     with answering(any_api, lambda tx, task: tasks.finish(tx, task, PREDICTION)) as taken:
         assert trained.ask(checkpoint=asked).status_code == 200
-    assert taken[0].arguments["checkpoint"] == lifecycle.checkpoint_id(step)
+    assert taken[0].arguments["checkpoint"] == retention.checkpoint_id(step)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import insert, update
 
 from powergrad.client import ApiError, Client
-from powergrad.jobs import lifecycle
+from powergrad.jobs import retention, submission
 from powergrad.jobs.states import TERMINAL, JobState
 from powergrad.jobs.store import Store
 from powergrad.jobs.tables import events, jobs
@@ -69,7 +69,7 @@ def test_what_is_no_longer_kept_of_an_ended_job_is_freed(any_api: Api) -> None:
     b.finish(any_api.store, run)
     folder = any_api.data_dir / "jobs" / run.job_id / "checkpoints" / "a1"
     for number in (10, 20, 30):
-        (folder / lifecycle.checkpoint_id(number)).mkdir(parents=True)
+        (folder / retention.checkpoint_id(number)).mkdir(parents=True)
     assert any_api.job(run.job_id)["bytes"] == 600
     assert any_api.http.patch(f"/v1/jobs/{run.job_id}", json={"retention": {"keep_last": 1}}).json()["bytes"] == 200
     until(lambda: [path.name for path in folder.iterdir()] == ["step-00000030"])
@@ -154,9 +154,9 @@ def test_files_follow_the_answer(any_api: Api) -> None:
 
 def many_ended(store: Store, count: int, *, events_each: int = 20) -> None:
     """As if they had run: with a history of some length."""
-    new = [lifecycle.Submission(b.spec(labels={"batch": "1"}))] * count
+    new = [submission.Submission(b.spec(labels={"batch": "1"}))] * count
     with store.write() as tx:
-        stored = [result for result in lifecycle.submit_all(tx, new) if isinstance(result, lifecycle.Submitted)]
+        stored = [result for result in submission.submit_all(tx, new) if isinstance(result, submission.Submitted)]
         tx.run(update(jobs).values(state=JobState.SUCCEEDED, finished_at=tx.now_ms))
         told = {"at": tx.now_ms, "type": "note", "data": {}}
         tx.run(insert(events), [{"job_id": one.job_id, "seq": 2 + i, **told} for one in stored for i in range(events_each)])

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from powergrad import protocol
-from powergrad.jobs import lifecycle
+from powergrad.jobs import recording
 from powergrad.jobs.store import Store
 from tests.faults.conftest import Site, small_spec
 from tests.faults.moments import finish, reason_codes, trainers_of
@@ -141,7 +141,7 @@ def test_a_gpu_without_memory_is_tried_again_later_and_given_up(
         )
         said = trainer.run(config, emit=speak, orders=trainer.StandingOrders())
         ending = ends.Ending(exit_code=1, said=said, why=None, oom_kills=0, stall_seconds=600.0, max_seconds=None)
-        do(sqlite_store, lifecycle.finish, claim.run, ends.classify(ending, tmp_path / "none.log"))
+        do(sqlite_store, recording.finish, claim.run, ends.classify(ending, tmp_path / "none.log"))
         due_ms = row(sqlite_store, job_id).not_before or clock.now_ms
         waits_s.append((due_ms - clock.now_ms) / 1000)
         clock.now_ms = due_ms

@@ -18,7 +18,7 @@ from benchmarks.wire import CUT, Refused, connected
 from powergrad import protocol
 from powergrad.cli.stack import ask
 from powergrad.client import AsyncClient, Client, Retries
-from powergrad.jobs.lifecycle import Run, job_dir
+from powergrad.jobs.rows import Run, job_dir
 from powergrad.jobs.store import Store
 from tests.faults.api_process import ApiProcess
 from tests.jobs import builders

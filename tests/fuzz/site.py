@@ -19,7 +19,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import httpx2
 
 from powergrad import protocol
-from powergrad.jobs import fleet, keys, lifecycle
+from powergrad.jobs import fleet, keys, lifecycle, rows
 from powergrad.jobs.keys import Scope
 from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Store
@@ -199,7 +199,7 @@ def _in_state(store: Store, folder: Path, state: JobState, *, owner: str, **over
 def _trained(store: Store, folder: Path, **overrides: Any) -> str:
     """A job that has succeeded, with metrics, a checkpoint, an artifact and a log, their files included."""
     run = builders.running(store, **overrides)
-    home = folder / lifecycle.job_dir(run.job_id)
+    home = folder / rows.job_dir(run.job_id)
     weights, labels = bytes(range(256)) * 4, b'["a","b"]'
     written = builders.checkpoint(10, 0.5).model_copy(update=_sums(home / builders.checkpoint(10).path / "model.safetensors", weights))
     builders.record(store, run, builders.plan(), *map(builders.step, range(1, 11)), builders.evaluation(10, 0.5), written)

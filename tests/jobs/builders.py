@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 from sqlalchemy import Row, select
 
 from powergrad import protocol
-from powergrad.jobs import lifecycle
-from powergrad.jobs.lifecycle import Claim, Offer, Run
+from powergrad.jobs import claims, lifecycle, recording, retention, rows, submission
+from powergrad.jobs.claims import Claim, Offer
+from powergrad.jobs.rows import Run
 from powergrad.jobs.spec import JobSpec, parse
 from powergrad.jobs.states import End, JobState, Outcome, Reason, ReasonCode
 from powergrad.jobs.store import Store
@@ -25,15 +26,15 @@ def spec(**overrides: Any) -> JobSpec:
     return parse({"data": {"dataset": "digits"}, **overrides})
 
 
-def submit(store: Store, *, owner: str = lifecycle.LOCAL_OWNER, key: str | None = None, body: str = "", **overrides: Any) -> str:
+def submit(store: Store, *, owner: str = rows.LOCAL_OWNER, key: str | None = None, body: str = "", **overrides: Any) -> str:
     with store.write() as tx:
-        new = lifecycle.Submission(spec(**overrides), owner=owner, idempotency_key=key, body_sha256=body)
-        return lifecycle.submit(tx, new).job_id
+        new = submission.Submission(spec(**overrides), owner=owner, idempotency_key=key, body_sha256=body)
+        return submission.submit(tx, new).job_id
 
 
 def claim(store: Store, offer: Offer = OFFER) -> Claim | None:
     with store.write() as tx:
-        return lifecycle.claim(tx, offer)
+        return claims.claim(tx, offer)
 
 
 def running(store: Store, **overrides: Any) -> Run:
@@ -55,11 +56,11 @@ def do(store: Store, action: Callable[..., T], *args: Any, **named: Any) -> T:
 
 
 def record(store: Store, run: Run, *messages: protocol.Message) -> JobState:
-    return do(store, lifecycle.record, run, messages)
+    return do(store, recording.record, run, messages)
 
 
 def finish(store: Store, run: Run, outcome: Outcome = Outcome.SUCCEEDED, code: ReasonCode | None = None) -> JobState:
-    return do(store, lifecycle.finish, run, End(outcome, None if code is None else reason(code)))
+    return do(store, recording.finish, run, End(outcome, None if code is None else reason(code)))
 
 
 def fail(store: Store, run: Run, code: ReasonCode = ReasonCode.CRASHED) -> JobState:
@@ -134,7 +135,7 @@ def plan(*, resumed_step: int = 0, epochs: int = 20, **overrides: Any) -> protoc
         "cpu_threads": 2,
         "determinism": "bitwise",
         "determinism_reason": "",
-        "resumed_from": lifecycle.checkpoint_id(resumed_step) if resumed_step else None,
+        "resumed_from": retention.checkpoint_id(resumed_step) if resumed_step else None,
         "resumed_step": resumed_step,
     }
     return protocol.Plan(**{**values, **overrides})
@@ -152,8 +153,8 @@ def evaluation(number: int, top1: float | None) -> protocol.Evaluation:
 
 def checkpoint(number: int, top1: float | None = None, *, attempt: int = 1) -> protocol.CheckpointWritten:
     return protocol.CheckpointWritten(
-        id=lifecycle.checkpoint_id(number),
-        path=f"checkpoints/a{attempt}/{lifecycle.checkpoint_id(number)}",
+        id=retention.checkpoint_id(number),
+        path=f"checkpoints/a{attempt}/{retention.checkpoint_id(number)}",
         step=number,
         epoch=number // STEPS_PER_EPOCH,
         metrics={"val_top1": top1},

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from powergrad.jobs import fleet, lifecycle, queries
-from powergrad.jobs.lifecycle import Claim, Offer, SlotsWanted
+from powergrad.jobs import fleet, queries, sweeps
+from powergrad.jobs.claims import Claim, Offer, SlotsWanted
 from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Store
 from tests.jobs import builders as b
@@ -232,8 +232,8 @@ def test_a_resumed_wide_job_has_the_threads_it_began_with(store: Store) -> None:
     register(store, "w", 4)
     wanting(store, 2)
     run = b.claimed(store, offer(held=2)).run
-    b.do(store, lifecycle.expire_worker, "w")
-    b.do(store, lifecycle.sweep)
+    b.do(store, sweeps.expire_worker, "w")
+    b.do(store, sweeps.sweep)
     assert b.row(store, run.job_id).state == JobState.QUEUED
     again = b.claimed(store, replace(offer(held=2), cpu_threads=16))
     assert (again.cpu_threads, again.gpus) == (6, 2)

@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from powergrad.jobs import datasets, debts, lifecycle, quotas, tasks, uploads
 from powergrad.jobs.errors import DatasetInUse, DatasetNotFound, Fenced, NameTaken, NotReady, QuotaExceeded, UnknownReference, UploadLost
-from powergrad.jobs.lifecycle import LOCAL_OWNER
+from powergrad.jobs.rows import LOCAL_OWNER
 from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Store
 from powergrad.jobs.tables import deletions

@@ -12,12 +12,15 @@ import pytest
 from sqlalchemy import event, select, text, update
 
 from powergrad import protocol
-from powergrad.jobs import debts, lifecycle, metrics, queries
+from powergrad.jobs import claims, debts, lifecycle, metrics, queries, recording, retention, rows, submission, sweeps
+from powergrad.jobs.claims import Offer
 from powergrad.jobs.errors import CheckpointNotFound, Fenced, IdempotencyMismatch, IllegalMove, InvalidSpec, JobNotFound, VersionMismatch
-from powergrad.jobs.lifecycle import Amendment, Offer, RaisedLimits, Run, Submission
+from powergrad.jobs.lifecycle import Amendment, RaisedLimits
+from powergrad.jobs.rows import Run
 from powergrad.jobs.spec import JobSpec
 from powergrad.jobs.states import MOVES, TERMINAL, End, JobState, Outcome, ReasonCode
 from powergrad.jobs.store import Store
+from powergrad.jobs.submission import Submission
 from powergrad.jobs.tables import attempts, checkpoints, deletions, events, idempotency_keys, job_labels, jobs, metadata
 from tests.jobs import builders as b
 from tests.stores import FakeClock
@@ -100,8 +103,8 @@ def test_ids_sort_as_jobs_were_submitted(store: Store, clock: FakeClock) -> None
 
 
 def test_the_same_key_and_body_give_the_same_job(store: Store) -> None:
-    first = b.do(store, lifecycle.submit, Submission(b.spec(), idempotency_key="k", body_sha256="1"))
-    again = b.do(store, lifecycle.submit, Submission(b.spec(), idempotency_key="k", body_sha256="1"))
+    first = b.do(store, submission.submit, Submission(b.spec(), idempotency_key="k", body_sha256="1"))
+    again = b.do(store, submission.submit, Submission(b.spec(), idempotency_key="k", body_sha256="1"))
     assert (first.replayed, again.replayed) == (False, True)
     assert first.job_id == again.job_id
 
@@ -115,7 +118,7 @@ def test_the_same_key_with_another_body_is_refused(store: Store) -> None:
 
 def test_concurrent_twins_make_one_job(store: Store) -> None:
     new = Submission(b.spec(), idempotency_key="k", body_sha256="1")
-    made = b.at_once([lambda: b.do(store, lifecycle.submit, new) for _ in range(8)])
+    made = b.at_once([lambda: b.do(store, submission.submit, new) for _ in range(8)])
     assert len({found.job_id for found in made}) == 1
     assert sum(not found.replayed for found in made) == 1
     with store.read() as tx:
@@ -124,14 +127,14 @@ def test_concurrent_twins_make_one_job(store: Store) -> None:
 
 def test_a_key_is_free_again_after_a_day(store: Store, clock: FakeClock) -> None:
     first = b.submit(store, key="k", body="1")
-    clock.advance(lifecycle.IDEMPOTENCY_TTL_S + 1)
-    b.do(store, lifecycle.sweep)
+    clock.advance(submission.IDEMPOTENCY_TTL_S + 1)
+    b.do(store, sweeps.sweep)
     assert b.submit(store, key="k", body="2") != first
 
 
 def test_the_hash_of_a_body_ignores_the_order_of_its_keys() -> None:
-    assert lifecycle.body_hash({"a": 1, "b": {"c": 2, "d": 3}}) == lifecycle.body_hash({"b": {"d": 3, "c": 2}, "a": 1})
-    assert lifecycle.body_hash({"a": 1}) != lifecycle.body_hash({"a": 2})
+    assert submission.body_hash({"a": 1, "b": {"c": 2, "d": 3}}) == submission.body_hash({"b": {"d": 3, "c": 2}, "a": 1})
+    assert submission.body_hash({"a": 1}) != submission.body_hash({"a": 2})
 
 
 def test_a_retry_starts_a_fresh_count_with_the_raised_limits(store: Store, clock: FakeClock) -> None:
@@ -149,12 +152,12 @@ def test_a_retry_of_a_cancel_that_its_worker_did_not_answer_waits_for_the_end_of
     """The worker is frozen, and its trainer lives on until its deadline: a second one beside it would train for nothing."""
     run = b.running(store)
     b.do(store, lifecycle.cancel, run.job_id)
-    clock.advance(lifecycle.CANCEL_GRACE_S + 1)
-    b.do(store, lifecycle.sweep)
+    clock.advance(sweeps.CANCEL_GRACE_S + 1)
+    b.do(store, sweeps.sweep)
     assert b.state(store, run.job_id) is S.CANCELLED
     b.do(store, lifecycle.retry, run.job_id)
     assert b.claim(store) is None
-    clock.advance(lifecycle.LEASE_TTL_S - lifecycle.CANCEL_GRACE_S)
+    clock.advance(rows.LEASE_TTL_S - sweeps.CANCEL_GRACE_S)
     assert b.claimed(store).run == replace(run, attempt=2)
 
 
@@ -232,7 +235,7 @@ def test_removing_frees_every_row_and_leaves_the_debt_of_its_files(store: Store)
 def test_nothing_queued_is_nothing_claimed(store: Store) -> None:
     assert b.claim(store) is None
     with store.read() as tx:
-        assert not lifecycle.has_work(tx, gpus=1)
+        assert not claims.has_work(tx, gpus=1)
 
 
 @pytest.mark.parametrize("state", [state for state in JobState if state is not S.QUEUED])
@@ -289,8 +292,8 @@ def test_owners_take_turns_at_one_priority(store: Store, clock: FakeClock) -> No
 
 def test_a_long_queue_of_one_owner_does_not_hide_another(store: Store, clock: FakeClock) -> None:
     with store.write() as tx:
-        for _ in range(lifecycle.CLAIM_CANDIDATES + 10):
-            lifecycle.submit(tx, Submission(b.spec(), owner="ada"))
+        for _ in range(claims.CLAIM_CANDIDATES + 10):
+            submission.submit(tx, Submission(b.spec(), owner="ada"))
     clock.advance(1)
     bobs = b.submit(store, owner="bob")
     b.claimed(store)
@@ -303,7 +306,7 @@ def test_a_long_queue_of_one_owner_does_not_hide_another(store: Store, clock: Fa
 def test_a_job_is_claimed_by_a_slot_that_has_its_gpus(store: Store, wanted: int | None, offered: int, fits: bool) -> None:
     b.submit(store, resources={"gpus": wanted})
     with store.read() as tx:
-        assert lifecycle.has_work(tx, gpus=offered) is fits
+        assert claims.has_work(tx, gpus=offered) is fits
     claim = b.claim(store, replace(b.OFFER, gpus=offered))
     assert (claim is not None) is fits
     if claim is not None:
@@ -316,7 +319,7 @@ def test_what_the_first_attempt_fixed_holds_for_the_next(store: Store) -> None:
     b.finish(store, run, Outcome.STOPPED)
     again = b.claimed(store, Offer(worker="other", device="cpu", gpus=0, cpu_threads=16))
     assert (again.cpu_threads, again.precision, again.gpus) == (2, "bf16", 0)
-    assert lifecycle.effective_spec(again).precision == "bf16"
+    assert claims.effective_spec(again).precision == "bf16"
     assert b.claim(store, Offer(worker="gpu", device="H100", gpus=1, cpu_threads=4)) is None
 
 
@@ -336,7 +339,7 @@ def test_a_claim_never_overwrites_what_it_has_not_seen(store: Store) -> None:
     if store.is_sqlite:
         return  # its claim holds the write lock from its start
     job_id = b.submit(store)
-    found: list[lifecycle.Claim | None] = []
+    found: list[claims.Claim | None] = []
     claimer = threading.Thread(target=lambda: found.append(b.claim(store)))
     with store.write() as tx:
         lifecycle.amend(tx, job_id, Amendment(notes="mine"))
@@ -364,11 +367,11 @@ def until(condition: Callable[[], bool]) -> None:
 # --- fencing
 
 WRITES: dict[str, Callable[[Store, Run], Any]] = {
-    "renew": lambda store, run: b.do(store, lifecycle.renew, run, trained_ms=5),
-    "state_of": lambda store, run: b.do(store, lifecycle.state_of, run),
+    "renew": lambda store, run: b.do(store, recording.renew, run, trained_ms=5),
+    "state_of": lambda store, run: b.do(store, recording.state_of, run),
     "record": lambda store, run: b.record(store, run, b.plan(), b.step(3), b.checkpoint(3, 0.5)),
     "finish": b.finish,
-    "prune": lambda store, run: b.do(store, lifecycle.prune, run),
+    "prune": lambda store, run: b.do(store, recording.prune, run),
 }
 
 
@@ -378,8 +381,8 @@ def everything(store: Store) -> dict[str, list[Any]]:
 
 
 def lose(store: Store, clock: FakeClock, run: Run) -> None:
-    clock.advance(lifecycle.LEASE_TTL_S + 1)
-    b.do(store, lifecycle.sweep)
+    clock.advance(rows.LEASE_TTL_S + 1)
+    b.do(store, sweeps.sweep)
 
 
 def take_over(store: Store, clock: FakeClock, run: Run) -> None:
@@ -389,8 +392,8 @@ def take_over(store: Store, clock: FakeClock, run: Run) -> None:
 
 def cancel_for_good(store: Store, clock: FakeClock, run: Run) -> None:
     b.do(store, lifecycle.cancel, run.job_id)
-    clock.advance(lifecycle.CANCEL_GRACE_S + 1)
-    b.do(store, lifecycle.sweep)
+    clock.advance(sweeps.CANCEL_GRACE_S + 1)
+    b.do(store, sweeps.sweep)
 
 
 def delete(store: Store, clock: FakeClock, run: Run) -> None:
@@ -447,8 +450,8 @@ def test_a_lapsed_lease_moves_the_job_on(store: Store, clock: FakeClock, action:
     run = b.running(store, limits={"max_attempts": max_attempts})
     if action is not None:
         b.do(store, action, run.job_id)
-    clock.advance(lifecycle.LEASE_TTL_S + 0.001)
-    swept = b.do(store, lifecycle.sweep)
+    clock.advance(rows.LEASE_TTL_S + 0.001)
+    swept = b.do(store, sweeps.sweep)
     expected = S.FAILED if expected is S.QUEUED and max_attempts == 1 else expected
     assert swept.moved == [(run.job_id, expected)]
     row = b.row(store, run.job_id)
@@ -461,35 +464,35 @@ def test_a_lapsed_lease_moves_the_job_on(store: Store, clock: FakeClock, action:
 def test_a_lease_that_is_renewed_does_not_lapse(store: Store, clock: FakeClock) -> None:
     run = b.running(store)
     for _ in range(10):
-        clock.advance(lifecycle.LEASE_TTL_S - 1)
+        clock.advance(rows.LEASE_TTL_S - 1)
         with store.read() as tx:
-            assert not lifecycle.needs_sweep(tx)
-        assert b.do(store, lifecycle.sweep).moved == []
-        assert b.do(store, lifecycle.renew, run, trained_ms=1000) is S.RUNNING
+            assert not sweeps.needs_sweep(tx)
+        assert b.do(store, sweeps.sweep).moved == []
+        assert b.do(store, recording.renew, run, trained_ms=1000) is S.RUNNING
     assert b.row(store, run.job_id).trained_ms == 10_000
 
 
 def test_a_lapsed_lease_that_nobody_took_is_renewed(store: Store, clock: FakeClock) -> None:
     run = b.running(store)
     clock.advance(3600)
-    assert b.do(store, lifecycle.renew, run) is S.RUNNING
-    assert b.do(store, lifecycle.sweep).moved == []
+    assert b.do(store, recording.renew, run) is S.RUNNING
+    assert b.do(store, sweeps.sweep).moved == []
 
 
 def test_a_silent_cancel_ends_within_its_grace_though_the_lease_is_renewed(store: Store, clock: FakeClock) -> None:
     run = b.running(store)
     b.do(store, lifecycle.cancel, run.job_id)
-    clock.advance(lifecycle.CANCEL_GRACE_S - 1)
-    assert b.do(store, lifecycle.renew, run) is S.CANCELLING
-    assert b.do(store, lifecycle.sweep).moved == []
+    clock.advance(sweeps.CANCEL_GRACE_S - 1)
+    assert b.do(store, recording.renew, run) is S.CANCELLING
+    assert b.do(store, sweeps.sweep).moved == []
     clock.advance(2)
-    assert b.do(store, lifecycle.sweep).moved == [(run.job_id, S.CANCELLED)]
+    assert b.do(store, sweeps.sweep).moved == [(run.job_id, S.CANCELLED)]
 
 
 def test_many_sweepers_at_once_move_each_job_once(store: Store, clock: FakeClock) -> None:
     runs = [b.running(store) for _ in range(12)]
-    clock.advance(lifecycle.LEASE_TTL_S + 1)
-    swept = b.at_once([lambda: b.do(store, lifecycle.sweep) for _ in range(6)])
+    clock.advance(rows.LEASE_TTL_S + 1)
+    swept = b.at_once([lambda: b.do(store, sweeps.sweep) for _ in range(6)])
     moved = [job_id for found in swept for job_id, _ in found.moved]
     assert sorted(moved) == sorted(run.job_id for run in runs)
     for run in runs:
@@ -498,17 +501,17 @@ def test_many_sweepers_at_once_move_each_job_once(store: Store, clock: FakeClock
 
 def test_a_sweep_beside_a_renewal_lets_one_of_them_win(store: Store, clock: FakeClock) -> None:
     run = b.running(store)
-    clock.advance(lifecycle.LEASE_TTL_S + 1)
+    clock.advance(rows.LEASE_TTL_S + 1)
 
     def renewed() -> bool:
         try:
-            b.do(store, lifecycle.renew, run)
+            b.do(store, recording.renew, run)
         except Fenced:
             return False
         return True
 
     def swept() -> bool:
-        return bool(b.do(store, lifecycle.sweep).moved)
+        return bool(b.do(store, sweeps.sweep).moved)
 
     kept, lost = b.at_once([renewed, swept])
     assert kept != lost
@@ -520,9 +523,9 @@ def test_a_retried_job_waits_for_its_back_off(store: Store, clock: FakeClock) ->
     assert b.fail(store, run, ReasonCode.OUT_OF_MEMORY_HOST) is S.QUEUED
     assert b.told(store, run.job_id, "state")[-1]["retry_in_s"] == 10.0
     assert b.claim(store) is None
-    assert b.do(store, lifecycle.sweep).runnable == 0
+    assert b.do(store, sweeps.sweep).runnable == 0
     clock.advance(10)
-    assert b.do(store, lifecycle.sweep).runnable == 1
+    assert b.do(store, sweeps.sweep).runnable == 1
     assert b.claimed(store).run.attempt == 2
 
 
@@ -566,7 +569,7 @@ def test_a_late_success_of_a_cancelled_job_is_discarded(store: Store) -> None:
 def test_a_log_with_nul_bytes_does_not_keep_an_attempt_from_ending(store: Store) -> None:
     run = b.running(store)
     end = End(Outcome.FAILED, replace(b.reason(ReasonCode.DIVERGED), detail="x\0y", evidence={"log_tail": "a\0\udc80"}))
-    assert b.do(store, lifecycle.finish, run, end) is S.FAILED
+    assert b.do(store, recording.finish, run, end) is S.FAILED
     assert b.row(store, run.job_id).reason["detail"] == "x\ufffdy"
 
 
@@ -652,7 +655,7 @@ def test_resuming_cuts_history_back_to_the_step_gone_on_from(store: Store, resum
     assert job["metrics"]["best_step"] == (resumed_step or None)
     assert job["metrics"]["latest"].get("train_loss") == (1 / resumed_step if resumed_step else None)
     assert job["progress"]["step"] == resumed_step
-    assert job["attempts"][1]["resumed_from"] == (lifecycle.checkpoint_id(resumed_step) if resumed_step else None)
+    assert job["attempts"][1]["resumed_from"] == (retention.checkpoint_id(resumed_step) if resumed_step else None)
     assert b.told(store, run.job_id, "resumed")[0]["from_step"] == resumed_step
 
 
@@ -668,7 +671,7 @@ def test_a_resumed_run_leaves_no_gap_and_no_repeat(store: Store) -> None:
 
 def test_a_checkpoint_that_did_not_verify_is_offered_no_more(store: Store) -> None:
     run = interrupted(store, resumed_step=30)
-    b.record(store, run, protocol.CheckpointSkipped(id=lifecycle.checkpoint_id(30), path="p", detail="sha256"))
+    b.record(store, run, protocol.CheckpointSkipped(id=retention.checkpoint_id(30), path="p", detail="sha256"))
     b.finish(store, run, Outcome.STOPPED)
     assert [point.step for point in b.claimed(store).resume] == [20, 10]
 
@@ -702,17 +705,17 @@ def mark(store: Store, job_id: str, step: int, **values: bool) -> None:
 def test_retention_keeps_the_newest_and_the_best(store: Store) -> None:
     run = b.running(store, checkpoint={"keep_last": 2, "keep_best": 1})
     b.record(store, run, b.plan(), *(b.checkpoint(10 * n, top1) for n, top1 in enumerate([0.1, 0.9, 0.3, 0.2, 0.4], start=1)))
-    gone = b.do(store, lifecycle.prune, run)
-    assert gone == [f"checkpoints/a1/{lifecycle.checkpoint_id(step)}" for step in (30, 10)]
+    gone = b.do(store, recording.prune, run)
+    assert gone == [f"checkpoints/a1/{retention.checkpoint_id(step)}" for step in (30, 10)]
     assert stored_steps(store, run.job_id) == [20, 40, 50]
-    assert b.do(store, lifecycle.prune, run) == []
+    assert b.do(store, recording.prune, run) == []
 
 
 def test_retention_never_lets_go_what_is_pinned(store: Store) -> None:
     run = b.running(store, checkpoint={"keep_last": 1, "keep_best": 1})
     b.record(store, run, b.plan(), b.checkpoint(10, 0.1), b.checkpoint(20, 0.2), b.checkpoint(30, 0.3))
     mark(store, run.job_id, 10, pinned=True)
-    b.do(store, lifecycle.prune, run)
+    b.do(store, recording.prune, run)
     assert stored_steps(store, run.job_id) == [10, 30]
 
 
@@ -720,7 +723,7 @@ def test_a_broken_checkpoint_does_not_count_as_the_newest_or_the_best(store: Sto
     run = b.running(store, checkpoint={"keep_last": 1, "keep_best": 1})
     b.record(store, run, b.plan(), b.checkpoint(10, 0.1), b.checkpoint(20, 0.2), b.checkpoint(30, 0.9))
     mark(store, run.job_id, 30, broken=True)
-    b.do(store, lifecycle.prune, run)
+    b.do(store, recording.prune, run)
     assert stored_steps(store, run.job_id) == [20]
 
 
@@ -728,14 +731,14 @@ def test_the_last_checkpoints_stay_when_all_are_broken(store: Store) -> None:
     run = b.running(store)
     b.record(store, run, b.plan(), b.checkpoint(10, 0.1))
     mark(store, run.job_id, 10, broken=True)
-    assert b.do(store, lifecycle.prune, run) == []
+    assert b.do(store, recording.prune, run) == []
 
 
 def test_retention_set_to_nothing_still_keeps_the_newest_and_the_best(store: Store) -> None:
     run = b.running(store)
     b.record(store, run, b.plan(), b.checkpoint(10, 0.9), b.checkpoint(20, 0.2), b.checkpoint(30, 0.3))
     b.do(store, lifecycle.amend, run.job_id, Amendment(retention={"keep_last": 0, "keep_best": 0}))
-    b.do(store, lifecycle.prune, run)
+    b.do(store, recording.prune, run)
     assert stored_steps(store, run.job_id) == [10, 30]
 
 
@@ -780,7 +783,7 @@ def test_the_claims_spec_is_the_stored_one(store: Store) -> None:
 
 def rolled_back(to_step: int, *, from_step: int = 35) -> protocol.RolledBack:
     return protocol.RolledBack(
-        from_step=from_step, to_step=to_step, checkpoint=lifecycle.checkpoint_id(to_step), lr_scale=0.5, detail="the loss is not finite"
+        from_step=from_step, to_step=to_step, checkpoint=retention.checkpoint_id(to_step), lr_scale=0.5, detail="the loss is not finite"
     )
 
 
@@ -825,7 +828,7 @@ def test_points_before_and_after_a_roll_back_in_one_batch_leave_no_gap_and_no_re
 def test_a_step_written_again_after_a_roll_back_is_a_checkpoint_again(store: Store) -> None:
     run = diverged(store)
     b.record(store, run, rolled_back(20))
-    assert b.do(store, lifecycle.prune, run) == []  # step 30's directory is not freed: it may be written again just now
+    assert b.do(store, recording.prune, run) == []  # step 30's directory is not freed: it may be written again just now
     b.record(store, run, b.checkpoint(30, 0.5))
     assert stored_steps(store, run.job_id) == [10, 20, 30]
     with store.read() as tx:
@@ -845,7 +848,7 @@ def test_a_pinned_checkpoint_outlives_a_roll_back_but_is_not_gone_on_from(store:
 def test_a_stale_attempt_rolls_nothing_back(store: Store, clock: FakeClock) -> None:
     run = diverged(store)
     clock.advance(31)
-    b.do(store, lifecycle.sweep)
+    b.do(store, sweeps.sweep)
     b.claimed(store)
     with pytest.raises(Fenced):
         b.record(store, run, rolled_back(10))
@@ -892,7 +895,7 @@ def test_an_end_after_the_last_epoch_or_by_order_is_no_early_one(store: Store) -
 # --- weights of another job to begin with
 
 
-def trained(store: Store, *, owner: str = lifecycle.LOCAL_OWNER) -> Run:
+def trained(store: Store, *, owner: str = rows.LOCAL_OWNER) -> Run:
     """A run whose best checkpoint is step 10 and whose newest is step 30."""
     run = b.running(store, owner=owner)
     b.record(store, run, b.plan(), b.checkpoint(10, 0.9), b.checkpoint(20, 0.2), b.checkpoint(30, 0.3))
@@ -903,16 +906,16 @@ def trained(store: Store, *, owner: str = lifecycle.LOCAL_OWNER) -> Run:
 def test_init_from_is_fixed_to_a_step_when_the_job_is_stored(store: Store, asked: str, step: int) -> None:
     run = trained(store)
     job_id = b.submit(store, model={"init_from": run.job_id + asked})
-    assert b.row(store, job_id).spec["model"]["init_from"] == f"{run.job_id}/{lifecycle.checkpoint_id(step)}"
+    assert b.row(store, job_id).spec["model"]["init_from"] == f"{run.job_id}/{retention.checkpoint_id(step)}"
     origin = b.claimed(store).init_from
-    assert origin == lifecycle.Origin(f"jobs/{run.job_id}/checkpoints/a1/{lifecycle.checkpoint_id(step)}/model.safetensors", "0" * 64)
+    assert origin == claims.Origin(f"jobs/{run.job_id}/checkpoints/a1/{retention.checkpoint_id(step)}/model.safetensors", "0" * 64)
 
 
 def test_a_checkpoint_that_a_job_begins_with_is_kept_from_retention(store: Store) -> None:
     run = trained(store)
     job_id = b.submit(store, model={"init_from": f"{run.job_id}/step-00000020"})
     b.do(store, lifecycle.amend, run.job_id, Amendment(retention={"keep_last": 1, "keep_best": 1}))
-    assert b.do(store, lifecycle.prune, run) == []
+    assert b.do(store, recording.prune, run) == []
     assert b.told(store, run.job_id, "checkpoint_pinned") == [{"id": "step-00000020", "pinned": True, "by": job_id}]
 
 
@@ -924,13 +927,13 @@ def test_what_cannot_be_begun_with_is_refused_and_takes_no_other_with_it(store: 
     own = b.submit(store)
     spec = b.spec(model={"init_from": asked.format(own=own)})
     group = [Submission(b.spec()), Submission(spec, idempotency_key="k", body_sha256="1"), Submission(b.spec())]
-    first, refused, last = b.do(store, lifecycle.submit_all, group)
-    assert isinstance(first, lifecycle.Submitted)
-    assert isinstance(last, lifecycle.Submitted)
+    first, refused, last = b.do(store, submission.submit_all, group)
+    assert isinstance(first, submission.Submitted)
+    assert isinstance(last, submission.Submitted)
     assert isinstance(refused, InvalidSpec)
     assert [(one.pointer, one.code) for one in refused.violations] == [("/model/init_from", code)]
     # its key stands for nothing, so it may come again
-    assert not b.do(store, lifecycle.submit, Submission(b.spec(), idempotency_key="k", body_sha256="2")).replayed
+    assert not b.do(store, submission.submit, Submission(b.spec(), idempotency_key="k", body_sha256="2")).replayed
 
 
 def test_another_owners_job_is_not_there_to_begin_with(store: Store) -> None:
@@ -967,14 +970,14 @@ def test_a_job_with_weights_of_its_own_goes_on_without_its_beginning(store: Stor
 def test_submissions_without_init_from_ask_nothing_more(sqlite_store: Store) -> None:
     asked: list[str] = []
     event.listen(sqlite_store.engine, "before_cursor_execute", lambda *said: asked.append(said[2]))
-    b.do(sqlite_store, lifecycle.submit_all, [Submission(b.spec()) for _ in range(10)])
+    b.do(sqlite_store, submission.submit_all, [Submission(b.spec()) for _ in range(10)])
     assert [statement.split()[0] for statement in asked] == ["BEGIN", "SELECT", "INSERT", "INSERT"]  # one look at the quotas of all
 
 
 def test_pinning_twice_is_no_error_and_one_event(store: Store) -> None:
     run = trained(store)
     for pinned in (True, True, False, False):
-        assert b.do(store, lifecycle.pin, run.job_id, "latest", pinned=pinned) == "step-00000030"
+        assert b.do(store, retention.pin, run.job_id, "latest", pinned=pinned) == "step-00000030"
     assert [told["pinned"] for told in b.told(store, run.job_id, "checkpoint_pinned")] == [True, False]
 
 
@@ -985,12 +988,12 @@ def test_a_pin_beside_a_prune_keeps_the_file_or_finds_no_checkpoint(store: Store
 
         def pin(run: Run = run) -> list[str]:
             try:
-                return [b.do(store, lifecycle.pin, run.job_id, "step-00000020")]
+                return [b.do(store, retention.pin, run.job_id, "step-00000020")]
             except CheckpointNotFound:
                 return []
 
         def prune(run: Run = run) -> list[str]:
-            return [path.rpartition("/")[2] for path in b.do(store, lifecycle.prune, run)]
+            return [path.rpartition("/")[2] for path in b.do(store, recording.prune, run)]
 
         pinned, gone = b.at_once([pin, prune])
         assert pinned + gone == ["step-00000020"]

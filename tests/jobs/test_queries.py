@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event, text, update
 
 from powergrad import protocol
-from powergrad.jobs import fleet, lifecycle, queries
+from powergrad.jobs import claims, fleet, lifecycle, queries, recording, rows, submission, sweeps
 from powergrad.jobs.errors import CheckpointNotFound, JobNotFound
 from powergrad.jobs.lifecycle import Amendment, RaisedLimits
 from powergrad.jobs.queries import Filter
@@ -166,21 +166,21 @@ def test_a_queued_job_says_what_it_waits_for(store: Store, clock: FakeClock) -> 
 
 # --- ETags
 
-CHANGES: dict[str, Callable[[Store, lifecycle.Run], Any]] = {
+CHANGES: dict[str, Callable[[Store, rows.Run], Any]] = {
     "step": lambda store, run: b.record(store, run, b.step(1)),
     "evaluation": lambda store, run: b.record(store, run, b.evaluation(10, 0.5)),
     "phase": lambda store, run: b.record(store, run, protocol.Phase(name="training")),
     "plan": lambda store, run: b.record(store, run, b.plan(device="another cpu")),
-    "trained time": lambda store, run: b.do(store, lifecycle.renew, run, trained_ms=1000),
+    "trained time": lambda store, run: b.do(store, recording.renew, run, trained_ms=1000),
     "amend": lambda store, run: b.do(store, lifecycle.amend, run.job_id, Amendment(notes="n")),
     "pause": lambda store, run: b.do(store, lifecycle.pause, run.job_id),
     "cancel": lambda store, run: b.do(store, lifecycle.cancel, run.job_id),
     "succeed": b.finish,
     "fail": b.fail,
 }
-NO_CHANGES: dict[str, Callable[[Store, lifecycle.Run], Any]] = {
-    "renewal": lambda store, run: b.do(store, lifecycle.renew, run),
-    "sweep": lambda store, run: b.do(store, lifecycle.sweep),
+NO_CHANGES: dict[str, Callable[[Store, rows.Run], Any]] = {
+    "renewal": lambda store, run: b.do(store, recording.renew, run),
+    "sweep": lambda store, run: b.do(store, sweeps.sweep),
     "another job": lambda store, run: b.submit(store),
     "empty amendment": lambda store, run: b.do(store, lifecycle.amend, run.job_id, Amendment()),
     "resume of a running job": lambda store, run: b.do(store, lifecycle.resume, run.job_id),
@@ -221,7 +221,7 @@ def test_version_moves_with_state_and_user_fields_only(store: Store) -> None:
     run = b.running(store)
     assert get(store, run.job_id)["version"] == 2
     b.record(store, run, b.plan(), b.step(1))
-    b.do(store, lifecycle.renew, run, trained_ms=5)
+    b.do(store, recording.renew, run, trained_ms=5)
     assert get(store, run.job_id)["version"] == 2
     b.do(store, lifecycle.amend, run.job_id, Amendment(name="x"))
     b.finish(store, run)
@@ -328,9 +328,9 @@ def reading(query: Callable[..., Any], *args: Any, **named: Any) -> Callable[[St
 
 LOOKS: dict[str, tuple[Callable[[Store], Any], str]] = {
     "claim": (b.claim, "ix_jobs_owner_queue"),
-    "has_work": (reading(lifecycle.has_work, gpus=1), "ix_jobs_queue|ix_jobs_owner_queue"),
-    "needs_sweep": (reading(lifecycle.needs_sweep), "ix_jobs_lease"),
-    "sweep": (lambda store: b.do(store, lifecycle.sweep), "ix_jobs_lease"),
+    "has_work": (reading(claims.has_work, gpus=1), "ix_jobs_queue|ix_jobs_owner_queue"),
+    "needs_sweep": (reading(sweeps.needs_sweep), "ix_jobs_lease"),
+    "sweep": (lambda store: b.do(store, sweeps.sweep), "ix_jobs_lease"),
     "live workers": (reading(fleet.live_workers), "ix_jobs_lease"),
     "page": (reading(queries.page, Filter(), limit=20), "ix_jobs_owner"),
     "next page": (reading(queries.page, Filter(), limit=20, after="job_01"), "ix_jobs_owner"),
@@ -344,7 +344,7 @@ LOOKS: dict[str, tuple[Callable[[Store], Any], str]] = {
 @pytest.mark.parametrize("look", sorted(LOOKS))
 def test_frequent_looks_use_an_index_and_never_scan_the_jobs(sqlite_store: Store, look: str) -> None:
     with sqlite_store.write() as tx:
-        made = [lifecycle.submit(tx, lifecycle.Submission(b.spec(labels={"a": str(n % 2)}))).job_id for n in range(200)]
+        made = [submission.submit(tx, submission.Submission(b.spec(labels={"a": str(n % 2)}))).job_id for n in range(200)]
         for job_id in made[:150]:
             lifecycle.cancel(tx, job_id)
         tx.run(text("ANALYZE"))

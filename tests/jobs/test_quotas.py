@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from powergrad.jobs import lifecycle, queries, quotas
+from powergrad.jobs import lifecycle, queries, quotas, recording, rows, submission
+from powergrad.jobs.claims import Offer
 from powergrad.jobs.errors import JobError, QuotaExceeded
-from powergrad.jobs.lifecycle import Offer, Submission, Submitted
 from powergrad.jobs.quotas import Quota
 from powergrad.jobs.states import End, JobState, Outcome
 from powergrad.jobs.store import Store
+from powergrad.jobs.submission import Submission, Submitted
 from powergrad.jobs.tables import datasets
 from tests.jobs import builders as b
 
@@ -35,7 +36,7 @@ def submit(store: Store, **overrides: object) -> str:
 
 def submitted(store: Store, group: list[Submission]) -> list[str]:
     """What became of each of a group."""
-    found: list[Submitted | JobError] = b.do(store, lifecycle.submit_all, group)
+    found: list[Submitted | JobError] = b.do(store, submission.submit_all, group)
     return ["stored" if isinstance(one, Submitted) else type(one).__name__ for one in found]
 
 
@@ -67,7 +68,7 @@ def test_of_a_group_those_are_stored_that_fit_and_other_owners_are_untouched(sto
     grant(store, max_queued=2)
     mine, others = Submission(b.spec(), owner=ADA), Submission(b.spec())
     assert submitted(store, [mine, others, mine, mine, others]) == ["stored", "stored", "stored", "QuotaExceeded", "stored"]
-    assert (usage(store)["queued"]["used"], usage(store, lifecycle.LOCAL_OWNER)["queued"]["used"]) == (2, 2)
+    assert (usage(store)["queued"]["used"], usage(store, rows.LOCAL_OWNER)["queued"]["used"]) == (2, 2)
 
 
 def test_a_refused_job_of_a_group_takes_no_place(store: Store) -> None:
@@ -177,28 +178,28 @@ def test_workers_that_claim_at_once_never_exceed_the_quota(store: Store) -> None
 # --- GPU seconds
 
 
-def on_gpus(store: Store, gpus: int) -> lifecycle.Run:
+def on_gpus(store: Store, gpus: int) -> rows.Run:
     submit(store, resources={"gpus": gpus})
     return b.claimed(store, replace(FOUR_GPUS, gpus=gpus)).run
 
 
 def test_every_gpu_of_a_job_counts_at_each_renewal_and_at_its_end(store: Store) -> None:
     run = on_gpus(store, 2)
-    b.do(store, lifecycle.renew, run, trained_ms=1500)
+    b.do(store, recording.renew, run, trained_ms=1500)
     assert usage(store)["gpu_seconds"]["used"] == 3.0
-    b.do(store, lifecycle.finish, run, End(Outcome.SUCCEEDED, None), trained_ms=500)
+    b.do(store, recording.finish, run, End(Outcome.SUCCEEDED, None), trained_ms=500)
     assert usage(store)["gpu_seconds"]["used"] == 4.0
 
 
 def test_a_job_on_cores_costs_no_gpu_time(store: Store) -> None:
     submit(store)
-    b.do(store, lifecycle.renew, b.claimed(store).run, trained_ms=60_000)
+    b.do(store, recording.renew, b.claimed(store).run, trained_ms=60_000)
     assert usage(store)["gpu_seconds"]["used"] == 0.0
 
 
 def test_what_was_used_stays_used_when_the_job_is_deleted(store: Store) -> None:
     run = on_gpus(store, 1)
-    b.do(store, lifecycle.finish, run, End(Outcome.SUCCEEDED, None), trained_ms=7000)
+    b.do(store, recording.finish, run, End(Outcome.SUCCEEDED, None), trained_ms=7000)
     b.do(store, lifecycle.remove, run.job_id, owner=ADA)
     assert usage(store)["gpu_seconds"]["used"] == 7.0
 
@@ -207,9 +208,9 @@ def test_who_has_used_up_the_gpu_time_submits_no_more_and_starts_no_more(store: 
     grant(store, max_gpu_s=10.0)
     waits = submit(store, resources={"gpus": 1}, priority=1)
     run = on_gpus(store, 2)
-    b.do(store, lifecycle.renew, run, trained_ms=4999)
+    b.do(store, recording.renew, run, trained_ms=4999)
     submit(store, priority=0)
-    assert b.do(store, lifecycle.renew, run, trained_ms=1) is JobState.RUNNING, "what runs goes on"
+    assert b.do(store, recording.renew, run, trained_ms=1) is JobState.RUNNING, "what runs goes on"
     with pytest.raises(QuotaExceeded, match="quota of gpu_seconds: 10 of 10 are used: ask"):
         submit(store)
     assert b.claim(store, replace(FOUR_GPUS, gpus=1)) is None
@@ -220,7 +221,7 @@ def test_who_has_used_up_the_gpu_time_submits_no_more_and_starts_no_more(store: 
 
 def test_a_new_limit_keeps_what_was_used(store: Store) -> None:
     run = on_gpus(store, 1)
-    b.do(store, lifecycle.renew, run, trained_ms=1000)
+    b.do(store, recording.renew, run, trained_ms=1000)
     grant(store, max_gpu_s=5.0)
     assert usage(store)["gpu_seconds"] == {"used": 1.0, "granted": 5.0}
     b.do(store, quotas.grant, ADA, Quota())
@@ -289,5 +290,5 @@ def test_who_books_gpu_time_waits_for_neither_submissions_nor_claims(store: Stor
     run = on_gpus(store, 1)
     with store.write() as tx:
         action(tx, [ADA]) if action is quotas.limited else action(tx)
-        b.at_once([lambda: b.do(store, lifecycle.renew, run, trained_ms=1000)])
+        b.at_once([lambda: b.do(store, recording.renew, run, trained_ms=1000)])
     assert usage(store)["gpu_seconds"]["used"] == 1.0

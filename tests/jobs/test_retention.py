@@ -10,10 +10,11 @@ import pytest
 from sqlalchemy import func, insert, select
 
 from powergrad import protocol
-from powergrad.jobs import lifecycle, queries, sweeper
+from powergrad.jobs import lifecycle, queries, recording, retention, sweeper, sweeps
 from powergrad.jobs.artifacts import Artifacts
-from powergrad.jobs.lifecycle import Amendment, Run
+from powergrad.jobs.lifecycle import Amendment
 from powergrad.jobs.queries import Filter
+from powergrad.jobs.rows import Run
 from powergrad.jobs.states import TERMINAL, JobState, Outcome
 from powergrad.jobs.store import Store
 from powergrad.jobs.tables import artifacts as artifact_rows
@@ -31,7 +32,7 @@ def artifact(name: str, size: int, *, attempt: int = 1) -> protocol.ArtifactWrit
 
 
 def expire(store: Store, **named: Any) -> list[str]:
-    return b.do(store, lifecycle.expire, **named)
+    return b.do(store, sweeps.expire, **named)
 
 
 def shown(store: Store, job_id: str) -> dict[str, Any]:
@@ -116,10 +117,10 @@ def test_without_any_rule_a_job_stays_for_ever(store: Store, clock: FakeClock) -
 def test_a_pinned_checkpoint_keeps_its_job(store: Store, clock: FakeClock) -> None:
     run = with_checkpoints(store, 10, 20, retention={"ttl_seconds": 0})
     b.finish(store, run)
-    b.do(store, lifecycle.pin, run.job_id, "step-00000010")
+    b.do(store, retention.pin, run.job_id, "step-00000010")
     clock.advance(HOUR_S)
     assert expire(store) == []
-    b.do(store, lifecycle.pin, run.job_id, "step-00000010", pinned=False)
+    b.do(store, retention.pin, run.job_id, "step-00000010", pinned=False)
     assert expire(store) == [run.job_id]
 
 
@@ -128,7 +129,7 @@ def test_a_job_stays_while_one_that_has_not_ended_starts_from_it(store: Store, c
     b.finish(store, run)
     other = b.bring_to(store, JobState.SUCCEEDED, retention={"ttl_seconds": 0})
     child = b.submit(store, model={"init_from": f"{run.job_id}/best"})
-    b.do(store, lifecycle.pin, run.job_id, "best", pinned=False)  # as its owner may
+    b.do(store, retention.pin, run.job_id, "best", pinned=False)  # as its owner may
     assert expire(store, limit=1) == [other], "one that stays holds up no other"
     assert expire(store) == []
     b.do(store, lifecycle.cancel, child)
@@ -197,7 +198,7 @@ def test_keeping_less_frees_at_once_where_no_worker_holds_the_job(store: Store, 
     run = with_checkpoints(store, 10, 20, 30, 40, best=20, checkpoint={"keep_last": 9})
     leave(store, run)
     before = b.row(store, run.job_id)
-    b.do(store, lifecycle.pin, run.job_id, "step-00000010")
+    b.do(store, retention.pin, run.job_id, "step-00000010")
     b.do(store, lifecycle.amend, run.job_id, Amendment(retention={"keep_last": 1}))
     assert steps(store, run.job_id) == [10, 20, 40], "the pinned, the best, the newest"
     assert owed(store) == {f"jobs/{run.job_id}/checkpoints/a1/step-00000030"}
@@ -210,15 +211,15 @@ def test_keeping_less_of_a_running_job_waits_for_its_next_checkpoint(store: Stor
     run = with_checkpoints(store, 10, 20, 30, best=20)
     b.do(store, lifecycle.amend, run.job_id, Amendment(retention={"keep_last": 1}))
     assert steps(store, run.job_id) == [10, 20, 30]
-    assert b.do(store, lifecycle.prune, run) == ["checkpoints/a1/step-00000010"]
+    assert b.do(store, recording.prune, run) == ["checkpoints/a1/step-00000010"]
 
 
 def test_what_is_pruned_is_a_debt_until_it_is_freed(store: Store, tmp_path: Path) -> None:
     files = Artifacts(str(tmp_path))
     run = with_checkpoints(store, 10, 20, 30, best=30, checkpoint={"keep_last": 1})
     for number in (10, 20, 30):
-        files.write(f"jobs/{run.job_id}/checkpoints/a1/{lifecycle.checkpoint_id(number)}/model.safetensors", b"x")
-    b.do(store, lifecycle.prune, run)  # and its worker is killed before it deletes anything
+        files.write(f"jobs/{run.job_id}/checkpoints/a1/{retention.checkpoint_id(number)}/model.safetensors", b"x")
+    b.do(store, recording.prune, run)  # and its worker is killed before it deletes anything
     sweeper.sweep_once(store, files, lambda: None)
     assert sorted(path.name for path in (tmp_path / "jobs" / run.job_id / "checkpoints" / "a1").iterdir()) == ["step-00000030"]
     assert owed(store) == set()
@@ -246,7 +247,7 @@ def test_bytes_follow_every_change_of_checkpoints_and_artifacts(store: Store) ->
     after(protocol.CheckpointSkipped(id="step-00000010", path="checkpoints/a1/step-00000010", detail="broken"))
     after(b.checkpoint(20, 0.7))
     assert seen == [0, 207, 407, 407, 409, 209, 209, 409]
-    b.do(store, lifecycle.prune, run)
+    b.do(store, recording.prune, run)
     assert b.row(store, run.job_id).bytes == bytes_by_hand(store, run.job_id) == 209
 
 
@@ -310,14 +311,14 @@ def test_what_would_go_is_what_fits_and_has_ended(store: Store) -> None:
 
 def test_debts_beyond_one_round_are_paid_in_the_next_and_none_is_starved(store: Store, tmp_path: Path, clock: FakeClock) -> None:
     files = Artifacts(str(tmp_path))
-    many = [f"jobs/job_{number:026}" for number in range(lifecycle.MOST_DEBTS + 1)]
+    many = [f"jobs/job_{number:026}" for number in range(sweeps.MOST_DEBTS + 1)]
     for path in many:
         files.write(f"{path}/x", b"x")
     with store.write() as tx:
         tx.run(insert(deletions), [{"path": path, "created_at": clock.now_ms} for path in many])
     swept = sweeper.sweep_once(store, files, lambda: None)
     assert swept is not None
-    assert len(swept.debts) == lifecycle.MOST_DEBTS
+    assert len(swept.debts) == sweeps.MOST_DEBTS
     assert len(owed(store)) == 1
     sweeper.sweep_once(store, files, lambda: None)
     assert list((tmp_path / "jobs").iterdir()) == []

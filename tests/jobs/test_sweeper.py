@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from powergrad.jobs import lifecycle
+from powergrad.jobs import lifecycle, rows, sweeps
 from powergrad.jobs.artifacts import Artifacts
 from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Store
@@ -53,7 +53,7 @@ def test_a_due_job_is_rung_for(store: Store, artifacts: Artifacts, clock: FakeCl
 
 def test_a_lapsed_job_is_moved_and_rung_for(store: Store, artifacts: Artifacts, clock: FakeClock) -> None:
     run = b.running(store)
-    clock.advance(lifecycle.LEASE_TTL_S + 1)
+    clock.advance(rows.LEASE_TTL_S + 1)
     rings = Rings()
     swept = sweep_once(store, artifacts, rings)
     assert swept is not None
@@ -87,7 +87,7 @@ def test_files_that_cannot_be_freed_stay_a_debt_and_hold_up_no_others(store: Sto
     sweep_once(store, Artifacts(str(tmp_path)), Rings())
     assert list((tmp_path / "jobs").iterdir()) == []
     with store.read() as tx:
-        assert not lifecycle.needs_sweep(tx)
+        assert not sweeps.needs_sweep(tx)
 
 
 def test_the_thread_sweeps_until_it_is_stopped_and_outlives_a_bad_round(sqlite_store: Store, artifacts: Artifacts) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from powergrad.jobs import lifecycle, tasks
+from powergrad.jobs import lifecycle, rows, tasks
 from powergrad.jobs.artifacts import Artifacts
 from powergrad.jobs.errors import Fenced, TaskNotFound
 from powergrad.jobs.store import Store
@@ -19,7 +19,7 @@ from tests.stores import FakeClock
 LEASE_S = 90.0
 
 
-def submit(store: Store, *, owner: str = lifecycle.LOCAL_OWNER, job_id: str | None = None, **arguments: Any) -> str:
+def submit(store: Store, *, owner: str = rows.LOCAL_OWNER, job_id: str | None = None, **arguments: Any) -> str:
     with store.write() as tx:
         task_id = tasks.new_id(tx)
         tasks.submit(tx, task_id, "predict", arguments, owner=owner, job_id=job_id)

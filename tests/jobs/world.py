@@ -17,9 +17,10 @@ from sqlalchemy import event, select
 from sqlalchemy.exc import OperationalError
 
 from powergrad import protocol
-from powergrad.jobs import debts, lifecycle, metrics, queries
+from powergrad.jobs import debts, lifecycle, metrics, queries, recording, sweeps
+from powergrad.jobs.claims import Claim
 from powergrad.jobs.errors import Fenced, IllegalMove
-from powergrad.jobs.lifecycle import Claim, Run
+from powergrad.jobs.rows import Run
 from powergrad.jobs.states import MOVES, OWNED, TERMINAL, JobState, Outcome, ReasonCode
 from powergrad.jobs.tables import attempts, events, jobs
 from tests.jobs import builders as b
@@ -116,19 +117,19 @@ class World:
         worker.planned, worker.step = True, goal
         self.tell(worker, run)
         with self.fenced_off(worker, run):
-            b.do(self.store, lifecycle.prune, run)
+            b.do(self.store, recording.prune, run)
 
     def tell(self, worker: Worker, run: Run) -> None:
         """Store what was heard; what is not known to be stored is told again with the next."""
         with self.fenced_off(worker, run):
-            assert b.do(self.store, lifecycle.record, run, worker.unsaid, said_before=worker.said_before) in OWNED
+            assert b.do(self.store, recording.record, run, worker.unsaid, said_before=worker.said_before) in OWNED
             worker.said_before, worker.unsaid = worker.said_before + len(worker.unsaid), []
 
     def renew(self, pick: int, _amount: int) -> None:
         worker = self.busy(pick)
         if worker is not None and worker.claim is not None:
             with self.fenced_off(worker, worker.claim.run):
-                b.do(self.store, lifecycle.renew, worker.claim.run, trained_ms=10)
+                b.do(self.store, recording.renew, worker.claim.run, trained_ms=10)
 
     def finish(self, pick: int, amount: int) -> None:
         worker = self.busy(pick)
@@ -166,10 +167,10 @@ class World:
         self.claim(pick, amount)
 
     def sweep(self, _pick: int = 0, _amount: int = 0) -> None:
-        for path in b.do(self.store, lifecycle.sweep).debts:
+        for path in b.do(self.store, sweeps.sweep).debts:
             b.do(self.store, debts.freed, path)
         with self.store.read() as tx:
-            assert not lifecycle.needs_sweep(tx)
+            assert not sweeps.needs_sweep(tx)
 
     def busy(self, pick: int) -> Worker | None:
         found = [worker for worker in self.workers if worker.claim is not None]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from powergrad.jobs import lifecycle, migrate, queries
+from powergrad.jobs import migrate, queries, submission
 from powergrad.jobs.spec import parse
 from powergrad.jobs.store import Store
 from worker.service import WorkerService
@@ -34,7 +34,7 @@ class Place:
 
     def submit(self, **changes: Any) -> str:
         with self.store.write() as tx:
-            return lifecycle.submit(tx, lifecycle.Submission(parse(tiny_spec(**changes)))).job_id
+            return submission.submit(tx, submission.Submission(parse(tiny_spec(**changes)))).job_id
 
     def job(self, job_id: str) -> dict[str, Any]:
         with self.store.read() as tx:

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from powergrad.jobs.lifecycle import Run
+from powergrad.jobs.rows import Run
 from tests.worker.conftest import Place
 from worker import child
 from worker.supervisor import _Lease

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from powergrad.jobs import fleet, lifecycle
+from powergrad.jobs import fleet, submission
 from powergrad.jobs.spec import parse
 from powergrad.jobs.store import Store
 from tests.worker.conftest import tiny_spec
@@ -42,7 +42,7 @@ def make(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def submit(store: Store, *gpus: int | None) -> list[str]:
     with store.write() as tx:
-        return [lifecycle.submit(tx, lifecycle.Submission(parse(tiny_spec(resources={"gpus": n})))).job_id for n in gpus]
+        return [submission.submit(tx, submission.Submission(parse(tiny_spec(resources={"gpus": n})))).job_id for n in gpus]
 
 
 def test_a_wide_job_has_its_gpus_and_all_their_cores(make: Make) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from powergrad.jobs import lifecycle, queries
+from powergrad.jobs import claims, lifecycle, queries, retention, submission, sweeps
 from powergrad.jobs.spec import parse
 from tests.worker.conftest import Place, tiny_spec, until
 
@@ -109,9 +109,9 @@ def test_a_run_whose_job_was_taken_is_killed_and_writes_nothing(place: Place) ->
     place.until_step(job_id, 3)
     trainer = trainer_of(job_id)
     with place.store.write() as tx:  # what a sweep does when a lease has lapsed; then another worker's claim
-        lifecycle.expire_worker(tx, place.service.id)
-        lifecycle.sweep(tx)
-        taken = lifecycle.claim(tx, lifecycle.Offer(worker="another", device="cpu", gpus=0, cpu_threads=1))
+        sweeps.expire_worker(tx, place.service.id)
+        sweeps.sweep(tx)
+        taken = claims.claim(tx, claims.Offer(worker="another", device="cpu", gpus=0, cpu_threads=1))
     assert taken is not None
     assert taken.run.attempt == 2
     before = place.job(job_id)
@@ -193,7 +193,7 @@ def test_broken_checkpoints_are_skipped_and_leave_nothing_behind(place: Place, u
     assert place.events(job_id, "checkpoint_skipped")
     assert place.weights_sha256(job_id) == undisturbed
     with place.store.read() as tx:
-        registered = lifecycle.checkpoint_paths(tx, job_id)
+        registered = retention.checkpoint_paths(tx, job_id)
     place.until(lambda: {str(path.relative_to(job_dir)) for path in job_dir.glob("checkpoints/a*/*")} == registered)
 
 
@@ -258,7 +258,7 @@ def test_a_job_begins_with_anothers_weights_or_says_that_they_are_gone(place: Pl
     assert torch.allclose(classifier(place, heir), classifier(place, origin), rtol=0.0, atol=1e-8)  # a rate of 1e-12, eleven times
 
     with place.store.write() as tx:
-        late = lifecycle.submit(tx, lifecycle.Submission(parse(tiny_spec(**frozen)))).job_id
+        late = submission.submit(tx, submission.Submission(parse(tiny_spec(**frozen)))).job_id
         lifecycle.pause(tx, late)
         stored = queries.find_checkpoint(tx, origin, "latest")
     shutil.rmtree(place.service.settings.data_dir / "jobs" / origin / stored.path)
