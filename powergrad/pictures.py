@@ -1,7 +1,6 @@
 """The paper's figures (arXiv 2111.12495) for the user's own run, from its metrics and the history that its telemetry kept.
 
-Drawn with matplotlib's objects alone, no pyplot: nothing global is left behind, and no display is asked for. The same numbers give the
-same bytes. Colours are Okabe and Ito's, and viridis, which all readers can tell apart.
+The same numbers give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,15 +21,13 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from powergrad.drawing import BLUE, GREEN, STYLE, UNDATED, VERMILLION, settle, sheet
 from powergrad.telemetry import ZERO_NORM, History
 
 Metrics = Mapping[str, list[tuple[int, float]]]
 """Points (step, value) by the metric's name, oldest first; a value may be NaN."""
 Floats = NDArray[np.float64]
 
-WIDTH_IN, DPI = 8.0, 100
-"""A picture is 800 pixels wide."""
-BLUE, GREEN, VERMILLION = "#0072B2", "#009E73", "#D55E00"
 SPREAD = 20.0
 """A largest value this many times the median one would flatten the rest: such a curve is drawn on a logarithmic axis."""
 MOST_COLUMNS = 400
@@ -38,25 +35,6 @@ MOST_COLUMNS = 400
 MOST_LAYERS = 40
 """Panels of filters in one picture: ten rows of four can still be read."""
 PANELS_A_ROW = 4
-STYLE = mpl.RcParams(
-    {
-        "svg.hashsalt": "powergrad",  # ids in an SVG are random without it
-        "svg.fonttype": "none",  # text stays text: it can be searched and copied
-        "font.size": 9,
-        "axes.titlesize": 9,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": "#e4e4e4",
-        "grid.linewidth": 0.7,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": "#888888",
-        "legend.frameon": False,
-        "lines.linewidth": 1.6,
-        "figure.facecolor": "white",
-        "savefig.facecolor": "white",
-    }
-)
 
 
 def draw(history: History, metrics: Metrics, out_dir: Path, *, title: str) -> list[Path]:
@@ -139,7 +117,7 @@ def _logit_norm(metrics: Metrics, time: _Time) -> Figure | None:
     steps = sorted(losses.keys() & norms.keys())
     if not steps:
         return None
-    figure = _sheet(4.4)
+    figure = sheet(4.4)
     axes = figure.add_subplot()
     x, y = [losses[step] for step in steps], [norms[step] for step in steps]
     axes.plot(x, y, color="#bbbbbb", linewidth=0.8, zorder=1)
@@ -163,7 +141,7 @@ def _gradients(history: History, metrics: Metrics, time: _Time) -> Figure | None
     if not panels and not layers:
         return None
     rows, map_in = math.ceil(len(panels) / 2), min(9.0, 1.2 + 0.145 * len(layers)) if layers else 0.0
-    figure = _sheet(0.4 + 1.8 * rows + map_in)
+    figure = sheet(0.4 + 1.8 * rows + map_in)
     grid = figure.add_gridspec(rows + bool(layers), 2, height_ratios=[1.8] * rows + [map_in] * bool(layers))
     for place, (label, of_panel) in enumerate(panels):
         _panel(figure.add_subplot(grid[place // 2, place % 2]), label, of_panel, metrics, time)
@@ -209,7 +187,7 @@ def _filters(history: History, time: _Time) -> Figure | None:
     layers = {name: np.asarray([record.norms[name] for record in history.filters]).T for name in history.filters[-1].norms}  # (O, T) each
     shown = _layers_to_show(layers)
     rows = math.ceil(len(shown) / PANELS_A_ROW)
-    figure = _sheet(1.1 + 1.35 * rows)
+    figure = sheet(1.1 + 1.35 * rows)
     scale = _log_norm(np.concatenate([norms[norms >= ZERO_NORM] for norms in layers.values()]))
     colours = mpl.colormaps["viridis"].with_extremes(under=VERMILLION, bad="#dddddd")
     grid = figure.subplots(rows, min(PANELS_A_ROW, len(shown)), sharex=True, squeeze=False)
@@ -257,7 +235,7 @@ def _curves(panels: Sequence[tuple[str, Sequence[_Curve]]], metrics: Metrics, ti
     if not drawn:
         return None
     rows = math.ceil(len(drawn) / 2)
-    figure = _sheet(height_in if rows * 2 >= len(panels) else height_in / 2)
+    figure = sheet(height_in if rows * 2 >= len(panels) else height_in / 2)
     for place, (label, curves) in enumerate(drawn, start=1):
         _panel(figure.add_subplot(rows, min(2, len(drawn)), place), label, curves, metrics, time)
     return figure
@@ -276,10 +254,6 @@ def _panel(axes: Axes, label: str, curves: Sequence[_Curve], metrics: Metrics, t
 
 def _scale(values: Sequence[float]) -> Literal["log", "linear"]:
     return "log" if min(values) > 0 and max(values) > SPREAD * statistics.median(values) else "linear"
-
-
-def _sheet(height_in: float) -> Figure:
-    return Figure(figsize=(WIDTH_IN, height_in), dpi=DPI, layout="constrained")
 
 
 def _edges(centres: Floats) -> Floats:
@@ -304,9 +278,7 @@ def _shortened(name: str, most: int = 28) -> str:
 def _saved(figure: Figure, path: Path, title: str) -> Iterator[Path]:
     what = figure.get_suptitle()
     figure.suptitle(f"{title}: {what}" if title else what, fontsize=11, fontweight="bold")
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # placed once: it takes longer than the drawing, and both files are to look alike
-    # no dates and versions: equal runs have equal pictures
-    for suffix, metadata in ((".svg", {"Date": None}), (".png", {"Software": None})):
-        figure.savefig(path.with_suffix(suffix), metadata=metadata)
-        yield path.with_suffix(suffix)
+    settle(figure)
+    for kind, metadata in UNDATED.items():
+        figure.savefig(path.with_suffix(f".{kind}"), metadata=metadata)
+        yield path.with_suffix(f".{kind}")

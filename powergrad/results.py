@@ -21,14 +21,13 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_calibration_error
 
 from powergrad import durable
+from powergrad.spreadsheets import spreadsheet_safe
 
 CALIBRATION_BINS = 15  # Guo et al. 2017, arXiv 1706.04599
 WORST = 100
 """Mistakes that are listed."""
 DENSE_CLASSES = 200
 """Up to so many classes confusion.json holds the whole matrix."""
-FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
-"""A spreadsheet takes a cell that begins with one of these for a formula (OWASP, CSV injection)."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,6 @@ def write(results: Results, out_dir: Path) -> list[Path]:
         durable.write(out_dir / "per_class.csv", _per_class_csv(results).encode(errors="backslashreplace")),
         durable.write(out_dir / "mistakes.json", _json(mistakes)),
     ]
-
-
-def spreadsheet_safe(text: str) -> str:
-    """The text with a ' before it if a spreadsheet would take it for a formula."""
-    return f"'{text}" if text.startswith(FORMULA_SIGNS) else text
 
 
 def _answers(

@@ -14,7 +14,8 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from powergrad import pictures
-from powergrad.pictures import MOST_COLUMNS, WIDTH_IN, Metrics, draw
+from powergrad.drawing import DPI, VERMILLION, WIDTH_IN
+from powergrad.pictures import MOST_COLUMNS, Metrics, draw
 from powergrad.telemetry import ZERO_NORM, Filters, Gradients, History
 
 STEPS_PER_EPOCH = 20
@@ -178,7 +179,7 @@ def test_zeroed_filters_are_marked_and_counted(tmp_path: Path, figures: dict[str
     ]
     mesh = mesh_of(figure, "conv0")
     colours = mesh.to_rgba(np.asarray(mesh.get_array()))  # (filters, epochs, RGBA), the largest at the end on top
-    marked = np.all(np.isclose(colours, mpl.colors.to_rgba(pictures.VERMILLION)), axis=2)
+    marked = np.all(np.isclose(colours, mpl.colors.to_rgba(VERMILLION)), axis=2)
     assert marked.tolist() == [[False] * 4] * 4 + [[False, False, False, True]] * 2
 
 
@@ -187,7 +188,7 @@ def test_a_filter_just_above_the_threshold_is_not_marked(tmp_path: Path, figures
     draw(kept, {}, tmp_path, title="")
     mesh = mesh_of(figures["filters"], "conv\n1 of 3 zeroed")
     colours = mesh.to_rgba(np.asarray(mesh.get_array()))
-    assert np.all(np.isclose(colours, mpl.colors.to_rgba(pictures.VERMILLION)), axis=2).tolist() == [[False], [False], [True]]
+    assert np.all(np.isclose(colours, mpl.colors.to_rgba(VERMILLION)), axis=2).tolist() == [[False], [False], [True]]
 
 
 def test_a_network_all_of_whose_filters_are_zeroed_can_be_drawn(tmp_path: Path, figures: dict[str, Figure]) -> None:
@@ -213,4 +214,4 @@ def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
     before = dict(mpl.rcParams)
     draw(History(), {"val_loss": METRICS["val_loss"]}, tmp_path, title="")
     assert dict(mpl.rcParams) == before
-    assert WIDTH_IN * pictures.DPI == 800
+    assert WIDTH_IN * DPI == 800
