@@ -30,6 +30,8 @@ metadata = MetaData(naming_convention={"ix": "ix_%(column_0_label)s", "pk": "pk_
 
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
+Gpus = Float().with_variant(Integer(), "sqlite")  # whose columns hold what they are given, and whose types cannot be altered
+
 _QUEUED = text(f"state = '{JobState.QUEUED}'")
 _OWNED = text("state IN (" + ", ".join(f"'{state}'" for state in JobState if state in OWNED) + ")")
 
@@ -46,7 +48,7 @@ jobs = Table(
     Column("reason", Json),
     Column("spec", Json, nullable=False),
     Column("resolved", Json, nullable=False),  # what the first claim fixed: cpu_threads, gpus, precision
-    Column("gpus", Integer),  # NULL: one where there are any
+    Column("gpus", Gpus),  # NULL: one where there are any; below 1 a part of one
     Column("priority", Integer, nullable=False),
     Column("labels", Json, nullable=False),
     Column("notes", Text, nullable=False),
@@ -65,6 +67,7 @@ jobs = Table(
     Column("lease_until", BigInteger),
     Column("not_before", BigInteger),  # back-off
     Column("cancel_requested_at", BigInteger),
+    Column("hold_epoch", Integer),  # paused by its own trainer after so many epochs; NULL: not before the end
     Column("heard", BigInteger, nullable=False, server_default=text("0")),  # messages of this attempt's trainer written down so far
     Column("trained_ms", BigInteger, nullable=False),
     Column("progress", Json, nullable=False),
@@ -316,4 +319,45 @@ deliveries = Table(
     Index("ix_deliveries_due", "due_at", sqlite_where=_IS_DUE, postgresql_where=_IS_DUE),
     Index("ix_deliveries_owner", "owner", "id"),
     Index("ix_deliveries_job", "job_id"),
+)
+
+experiments = Table(
+    "experiments",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("state", String(16), nullable=False),  # the jobs' words
+    Column("wish", String(16), nullable=False),  # running, paused, cancelled: what the user wants of it as a whole
+    Column("spec", Json, nullable=False),  # what was asked, with every default
+    Column("plan", Json, nullable=False),  # arms, seeds, and what the stages so far have decided
+    Column("notes", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("evidence_key", String(64)),  # of the evidence as it is now
+    Column("findings_key", String(64)),  # of the evidence that the findings were computed from
+    Column("findings", Json),
+    Column("files", Json),  # of the report: {name: {path, media_type, bytes, sha256}}
+    Column("error", Json),  # {code, detail}: why the last analysis gave nothing
+    Column("task_id", String(40)),  # of the analysis or the search's next draw, under way
+    Column("due_at", BigInteger),  # when it is to be looked at again; NULL: when something is done to it
+    Column("cloned_from", String(40)),
+    Column("created_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger),
+    Column("finished_at", BigInteger),
+    Index("ix_experiments_owner", "owner", "id"),
+    Index("ix_experiments_due", "due_at"),
+)
+
+experiment_runs = Table(
+    "experiment_runs",
+    metadata,
+    Column("experiment_id", String(40), primary_key=True),
+    Column("stage", String(16), primary_key=True),  # tuning-0, tuning-1, …, verdict, search
+    Column("arm", Integer, primary_key=True),  # of a search: the trial
+    Column("candidate", Integer, primary_key=True),  # of tuning: which of the values; else 0
+    Column("seed", BigInteger, primary_key=True),
+    Column("settings", Json, nullable=False),
+    Column("job_id", String(40), nullable=False),
+    Index("ix_experiment_runs_job", "job_id", unique=True),
 )
