@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from powergrad.models.norms import Norm, add_biases, norm_layer
 
 DEPTHS = {"resnet8": 8, "resnet14": 14, "resnet20": 20, "resnet32": 32, "resnet44": 44, "resnet56": 56, "resnet110": 110}
-"""Layers with weights, by name: 6 n + 2 for n blocks a stage."""
+"""Layers with weights, by name: 6 n + 2 for n blocks a stage. The paper begins at 20."""
 CHANNELS = (16, 32, 64)
 
 

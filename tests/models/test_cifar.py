@@ -30,7 +30,8 @@ def by_hand(layers: int) -> int:
 def test_parameters_are_as_many_as_the_paper_says(name: str) -> None:
     parameters = sum(parameter.numel() for parameter in make_model(name).parameters())
     assert parameters == by_hand(int(name.removeprefix("resnet")))
-    assert parameters / 1e6 == pytest.approx(PUBLISHED_MILLIONS[name], abs=0.03 if name == "resnet110" else 0.006)
+    if name in PUBLISHED_MILLIONS:  # the two smallest are not the paper's
+        assert parameters / 1e6 == pytest.approx(PUBLISHED_MILLIONS[name], abs=0.03 if name == "resnet110" else 0.006)
 
 
 @pytest.mark.parametrize("name", DEPTHS)
