@@ -112,25 +112,30 @@ class Estimate(TypedDict):
     """Student's t."""
     boot_low: float | None
     boot_high: float | None
-    """BCa bootstrap, percentile where BCa is degenerate."""
+    """BCa bootstrap, percentile where BCa is degenerate. Below ten seeds or so it is narrower than chance is wide: there, go by t."""
 
 
 class Difference(Estimate):
-    """To the baseline, over the seeds that both arms finished."""
+    """To the baseline, over the seeds that both arms finished.
+
+    Where every difference is the same and not 0, t has no answer: p_t is then that of the signs, 2 / 2^n, and the interval the one that goes with
+    it, nothing (None) up to five seeds and the value itself from six on.
+    """
 
     p_t: float | None
     p_wilcoxon: float | None
-    """Two-sided, paired; 1 where all differences are 0."""
+    """Two-sided, paired, never 0; 1 where all differences are 0."""
     p_t_holm: float | None
     p_wilcoxon_holm: float | None
-    """Holm over all arms but the baseline."""
+    """Holm over all arms but the baseline, those without two seeds yet included."""
     effect_size: float | None
-    """Hedges' g of the paired differences (mean / sd, corrected for few seeds)."""
+    """Hedges' g of the paired differences (mean / sd, corrected for few seeds); None below three seeds or without spread."""
     detectable: float | None
-    """The smallest true difference that n seeds find with POWER at SIGNIFICANCE, given the sd seen."""
+    """The smallest true difference that n seeds find with POWER, given the sd seen, at the level that Holm holds this arm to: SIGNIFICANCE
+    over the number of arms that are no clearer than it, so SIGNIFICANCE itself for a single one."""
     more_seeds: int | None
-    """How many further seeds would settle it with POWER, were the true difference the one seen; 0 when settled, None when more than 1000 or
-    unknown."""
+    """How many further seeds would settle it with POWER at that level, were the true difference the one seen; 0 when settled, None when more
+    than 1000 or unknown."""
     conclusion: Literal["better", "worse", "open", "identical", "too_few"]
     """better, worse: p_t_holm below SIGNIFICANCE, in the metric's direction. identical: every difference is exactly 0."""
 
@@ -187,7 +192,8 @@ class Findings(TypedDict):
     arms: list[ArmFindings]
     baseline: int | None
     best: int | None
-    """The arm with the best mean of the metric, when one can be named: None with no finished run, or where the best are equal."""
+    """The arm with the best mean of the metric among those with the most finished runs (ASHA: that went as far as any), when one can be named:
+    None with no finished run, or where the best are equal."""
     verdict: str
     warnings: list[str]
     tuning: list[TuningEvidence]
