@@ -55,12 +55,14 @@ JOB_NOT_FOUND = Kind(404, "job_not_found", "No such job", "No job has this id.")
 CHECKPOINT_NOT_FOUND = Kind(404, "checkpoint_not_found", "No such checkpoint", "The job has no such checkpoint (yet).")
 ARTIFACT_NOT_FOUND = Kind(404, "artifact_not_found", "No such artifact", "The job has no such artifact (yet).")
 TASK_NOT_FOUND = Kind(404, "task_not_found", "No such task", "No task has this id: they are kept for a day.")
+EXPERIMENT_NOT_FOUND = Kind(404, "experiment_not_found", "No such experiment", "No experiment has this id.")
 PRESET_NOT_FOUND = Kind(404, "preset_not_found", "No such preset", "No preset has this name.")
 METHOD_NOT_ALLOWED = Kind(405, "method_not_allowed", "Method not allowed", "The path does not know this method.")
 ILLEGAL_MOVE = Kind(409, "illegal_move", "Not in this state", "The job's state, given in `state`, does not allow it.")
 REFERENCE_NOT_READY = Kind(
     409, "reference_not_ready", "Not ready yet", "The spec names a data set that is being checked, or a job without a checkpoint."
 )
+REPORT_NOT_READY = Kind(409, "report_not_ready", "No report yet", "Nothing of the experiment has been analysed yet.")
 DATASET_IN_USE = Kind(409, "dataset_in_use", "Data set in use", "A job that has not ended needs it.")
 NAME_TAKEN = Kind(409, "name_taken", "Name taken", "A built-in data set has the name.")
 NO_CHECKPOINT = Kind(409, "no_checkpoint", "No checkpoint yet", "The job has no checkpoint (yet), or has not said what its classes are.")
@@ -110,6 +112,8 @@ KINDS: dict[type[domain.JobError], Kind] = {
     domain.CheckpointNotFound: CHECKPOINT_NOT_FOUND,
     domain.ArtifactNotFound: ARTIFACT_NOT_FOUND,
     domain.TaskNotFound: TASK_NOT_FOUND,
+    domain.ExperimentNotFound: EXPERIMENT_NOT_FOUND,
+    domain.ReportNotReady: REPORT_NOT_READY,
     domain.IllegalMove: ILLEGAL_MOVE,
     domain.VersionMismatch: VERSION_MISMATCH,
     domain.IdempotencyMismatch: IDEMPOTENCY_MISMATCH,

@@ -57,6 +57,8 @@ IdempotencyKey = Annotated[
     ),
 ]
 DryRun = Annotated[bool, Query(description="Only check and normalise the spec.")]
+IfNoneMatch = Annotated[str | None, Header(description="ETag seen last.")]
+WaitS = Annotated[float | None, Query(ge=0, le=60, allow_inf_nan=False, description="Seconds to wait for the ETag to change.")]
 
 
 class CloneBody(SpecModel):
@@ -221,8 +223,8 @@ async def get(
     parts: WithParts,
     caller: WithCaller,
     job_id: JobId,
-    if_none_match: Annotated[str | None, Header(description="ETag seen last.")] = None,
-    wait: Annotated[float | None, Query(ge=0, le=60, allow_inf_nan=False, description="Seconds to wait for the ETag to change.")] = None,
+    if_none_match: IfNoneMatch = None,
+    wait: WaitS = None,
 ) -> Response:
     if wait:
         return await _get_when_changed(parts, job_id, caller.owner, if_none_match, wait)

@@ -8,6 +8,8 @@ JobError
 ├── CheckpointNotFound
 ├── ArtifactNotFound
 ├── TaskNotFound
+├── ExperimentNotFound
+├── ReportNotReady         nothing of the experiment has been analysed yet
 ├── DatasetNotFound
 ├── DatasetInUse           a job that has not ended pins it
 ├── NameTaken              a built-in set has the name
@@ -97,6 +99,20 @@ class TaskNotFound(JobError):
 
     def __init__(self, task_id: str) -> None:
         super().__init__(f"no task {task_id!r}: tasks are forgotten a day after they were made")
+
+
+class ExperimentNotFound(JobError):
+    """No experiment has this id (or it belongs to another owner)."""
+
+    def __init__(self, experiment_id: str) -> None:
+        super().__init__(f"no experiment {experiment_id!r}")
+
+
+class ReportNotReady(JobError):
+    """Nothing of the experiment has been analysed yet."""
+
+    def __init__(self, experiment_id: str) -> None:
+        super().__init__(f"{experiment_id} has no report yet: the first one comes once runs have ended and a worker has looked at them")
 
 
 class DatasetNotFound(JobError):
