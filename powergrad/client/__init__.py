@@ -8,7 +8,9 @@ with Client() as client:
 
 from powergrad.client.aio import AsyncClient
 from powergrad.client.errors import ApiError, ClientError, DownloadCorrupt, ForgedWebhook, Unreachable, Violation
+from powergrad.client.experiments import AsyncExperiment, Experiment
 from powergrad.client.models import (
+    Arm,
     Artifact,
     Attempt,
     Checkpoint,
@@ -16,8 +18,10 @@ from powergrad.client.models import (
     DatasetVersion,
     Deletion,
     Delivery,
+    Difference,
     Event,
     EventPage,
+    ExperimentView,
     Health,
     Job,
     JobMetrics,
@@ -34,8 +38,10 @@ from powergrad.jobs.states import JobState
 
 __all__ = [
     "ApiError",
+    "Arm",
     "Artifact",
     "AsyncClient",
+    "AsyncExperiment",
     "Attempt",
     "Checkpoint",
     "Client",
@@ -44,9 +50,12 @@ __all__ = [
     "DatasetVersion",
     "Deletion",
     "Delivery",
+    "Difference",
     "DownloadCorrupt",
     "Event",
     "EventPage",
+    "Experiment",
+    "ExperimentView",
     "ForgedWebhook",
     "Health",
     "Job",

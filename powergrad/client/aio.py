@@ -30,6 +30,7 @@ from powergrad.client.core import (
     predicted,
 )
 from powergrad.client.download import PartialFile, target_of
+from powergrad.client.experiments import AsyncExperiment
 from powergrad.client.models import (
     Artifact,
     Checkpoint,
@@ -311,6 +312,31 @@ class AsyncClient:
             await asyncio.sleep(min(TASK_LOOK_S, patience.next_wait_s(answer.id)))
             answer = await self.send(calls.task(answer.id))
         return answer
+
+    # --- experiments
+
+    async def ask(self, question: Spec, *, idempotency_key: str | None = None) -> AsyncExperiment:
+        """The experiment, its first runs queued. A key is made where none is given, so that a repeated request never asks twice."""
+        return AsyncExperiment(self, await self.send(calls.ask(question, idempotency_key=idempotency_key)))
+
+    async def plan(self, question: Spec) -> Json:
+        """The question with every default, its arms, seeds and number of runs; nothing is stored."""
+        return await self.send(calls.plan(question))
+
+    async def experiment(self, experiment_id: str) -> AsyncExperiment:
+        return AsyncExperiment(self, await self.send(calls.experiment(experiment_id)))
+
+    async def experiments(self, *, state: Iterable[str] = (), page_size: int = 100) -> AsyncIterator[AsyncExperiment]:
+        """Every experiment, newest first, fetched page by page as they are asked for."""
+        wanted = list(state)
+        after: str | None = None
+        while True:
+            found = await self.send(calls.experiments(limit=page_size, after=after, state=wanted))
+            for view in found.data:
+                yield AsyncExperiment(self, view)
+            if not (found.has_more and found.data):
+                return
+            after = found.data[-1].id
 
     # --- webhooks
 

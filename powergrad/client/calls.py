@@ -20,6 +20,8 @@ from powergrad.client.models import (
     Delivery,
     DeliveryPage,
     EventPage,
+    ExperimentPage,
+    ExperimentView,
     Health,
     Job,
     JobPage,
@@ -37,6 +39,7 @@ Artifacts = list[Artifact]
 Spec = Mapping[str, Any] | BaseModel
 Params = dict[str, str | int | bool | list[str]]
 
+EXPERIMENTS = "/v1/experiments"
 LONGEST_POLL_S = 30.0
 LONGEST_UNPACKING_S = 3600.0
 
@@ -253,6 +256,81 @@ def media_type_of(image: bytes) -> str:
     return "image/webp" if image[:4] == b"RIFF" and image[8:12] == b"WEBP" else "image/png"
 
 
+@dataclass(frozen=True)
+class SeenExperiment:
+    """An experiment as one answer showed it, with the tag to ask for the next change; `view` is None where nothing changed."""
+
+    view: ExperimentView | None
+    etag: str | None
+
+
+@dataclass(frozen=True)
+class Published:
+    """A whole file as it came, and the digest it was sent with; None where none was."""
+
+    content: bytes
+    sha256: str | None
+
+
+def ask(question: Spec, *, idempotency_key: str | None) -> Call[ExperimentView]:
+    key = idempotency_key or uuid.uuid4().hex
+    return Call("POST", EXPERIMENTS, _experiment, json=plain(question), headers={"Idempotency-Key": key})
+
+
+def plan(question: Spec) -> Call[Json]:
+    return Call("POST", EXPERIMENTS, _json, json=plain(question), params={"dry_run": True})
+
+
+def experiment(experiment_id: str) -> Call[ExperimentView]:
+    return Call("GET", _experiment_path(experiment_id), _experiment)
+
+
+def experiments(*, limit: int, after: str | None, state: Iterable[str]) -> Call[ExperimentPage]:
+    params: Params = {"limit": limit} | ({} if after is None else {"after": after})
+    if states := [str(one) for one in state]:
+        params["state"] = states
+    return Call("GET", EXPERIMENTS, lambda response: ExperimentPage.model_validate_json(response.content), params=params)
+
+
+def look_at_experiment(experiment_id: str, *, etag: str | None, wait_s: float) -> Call[SeenExperiment]:
+    """The experiment when it differs from `etag`, or nothing after `wait_s` (whole seconds); with no tag, as it is now."""
+    if etag is None:
+        return Call("GET", _experiment_path(experiment_id), _seen_experiment)
+    wait: Params = {"wait": max(1, round(wait_s))}
+    headers = {"If-None-Match": etag}
+    return Call("GET", _experiment_path(experiment_id), _seen_experiment, params=wait, headers=headers, extra_wait_s=wait_s)
+
+
+def act_on_experiment(experiment_id: str, action: Literal["cancel", "pause", "resume"]) -> Call[ExperimentView]:
+    return Call("POST", f"{_experiment_path(experiment_id)}/{action}", _experiment)
+
+
+def add_seeds(experiment_id: str, count: int) -> Call[ExperimentView]:
+    """Done twice it adds twice as many, so it is not repeated blindly."""
+    return Call("POST", f"{_experiment_path(experiment_id)}/seeds", _experiment, json={"count": count}, repeatable=False)
+
+
+def clone_experiment(
+    experiment_id: str, changes: Mapping[str, Any] | None, name: str | None, idempotency_key: str | None
+) -> Call[ExperimentView]:
+    body: Json = {"set": dict(changes or {})} | ({} if name is None else {"name": name})
+    headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+    return Call("POST", f"{_experiment_path(experiment_id)}/clone", _experiment, json=body, headers=headers)
+
+
+def update_experiment(experiment_id: str, fields: Mapping[str, Any]) -> Call[ExperimentView]:
+    return Call("PATCH", _experiment_path(experiment_id), _experiment, json=dict(fields))
+
+
+def delete_experiment(experiment_id: str) -> Call[None]:
+    return Call("DELETE", _experiment_path(experiment_id), lambda _: None, done_before=frozenset({404}))
+
+
+def experiment_file(experiment_id: str, name: str) -> Call[Published]:
+    headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
+    return Call("GET", f"{_experiment_path(experiment_id)}/{name}", _published, headers=headers)
+
+
 def datasets() -> Call[Rows]:
     return Call("GET", "/v1/datasets", _rows)
 
@@ -342,6 +420,24 @@ def _series(names: Iterable[str], points: int | None, after: int | None) -> Para
 
 def _dataset_path(name: str) -> str:
     return f"/v1/datasets/{quote(name, safe='')}"
+
+
+def _experiment_path(experiment_id: str) -> str:
+    return f"{EXPERIMENTS}/{quote(experiment_id, safe='')}"
+
+
+def _experiment(response: httpx2.Response) -> ExperimentView:
+    return ExperimentView.model_validate_json(response.content)
+
+
+def _seen_experiment(response: httpx2.Response) -> SeenExperiment:
+    etag = response.headers.get("etag")
+    return SeenExperiment(None, etag) if response.status_code == 304 else SeenExperiment(_experiment(response), etag)
+
+
+def _published(response: httpx2.Response) -> Published:
+    etag = response.headers.get("etag", "").strip('"')
+    return Published(response.content, etag if len(etag) == 64 else None)
 
 
 def _dataset(response: httpx2.Response) -> Dataset:

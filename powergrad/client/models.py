@@ -102,6 +102,118 @@ class JobPage(_Answer):
     last_id: str | None = None
 
 
+class Estimate(_Answer):
+    """Mean and spread over seeds; None with too few values. `low` and `high` bound the 95 % interval of the mean."""
+
+    n: int = 0
+    mean: float | None = None
+    sd: float | None = None
+    low: float | None = None
+    high: float | None = None
+    boot_low: float | None = None
+    boot_high: float | None = None
+
+
+class Difference(Estimate):
+    """An arm minus the baseline, seed by seed. p_*_holm are corrected for the number of arms."""
+
+    p_t: float | None = None
+    p_wilcoxon: float | None = None
+    p_t_holm: float | None = None
+    p_wilcoxon_holm: float | None = None
+    effect_size: float | None = None
+    detectable: float | None = None
+    more_seeds: int | None = None
+    conclusion: str = "open"
+
+
+class Convergence(_Answer):
+    """What it takes to reach the baseline's final score."""
+
+    target: float | None = None
+    reached: int = 0
+    of: int = 0
+    epochs: Estimate = Estimate()
+    seconds: Estimate = Estimate()
+    joules: Estimate = Estimate()
+
+
+class Arm(_Answer):
+    """One of the settings that are compared. counts: its runs by state; the numbers are of the experiment's metric."""
+
+    index: int
+    label: str = ""
+    settings: dict[str, Any] = {}
+    tuned: dict[str, Any] = {}
+    counts: dict[str, int] = {}
+    n: int = 0
+    mean: float | None = None
+    sd: float | None = None
+    low: float | None = None
+    high: float | None = None
+    difference: Difference | None = None
+    convergence: Convergence | None = None
+
+
+class ExperimentProgress(_Answer):
+    """`fraction` is in [0, 1]; `runs` are those made or planned so far."""
+
+    fraction: float = 0.0
+    runs_done: int = 0
+    runs: int = 0
+    eta_s: float | None = None
+
+
+class Analysis(_Answer):
+    """none, running, current, stale (more runs have ended since) or failed."""
+
+    state: str = "none"
+    error: dict[str, Any] | None = None
+
+
+class ExperimentView(_Answer):
+    """One experiment as an answer showed it."""
+
+    id: str
+    state: str
+    name: str | None = None
+    stage: str = ""
+    spec: dict[str, Any] = {}
+    counts: dict[str, int] = {}
+    progress: ExperimentProgress = ExperimentProgress()
+    arms: list[Arm] = []
+    baseline: int | None = None
+    best: int | None = None
+    verdict: str | None = None
+    warnings: list[str] = []
+    tuning: list[dict[str, Any]] = []
+    analysis: Analysis = Analysis()
+    files: list[str] = []
+    notes: str | None = None
+    cloned_from: str | None = None
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    version: int | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.state in TERMINAL
+
+    @property
+    def is_settled(self) -> bool:
+        """It has ended, and what it found has been analysed: nothing will change by itself."""
+        done = {"current", "failed"} if self.state == "succeeded" else {"current", "failed", "none"}
+        return self.is_terminal and self.analysis.state in done
+
+
+class ExperimentPage(_Answer):
+    data: list[ExperimentView]
+    has_more: bool = False
+    first_id: str | None = None
+    last_id: str | None = None
+
+
 class Event(_Answer):
     """One entry of a job's history; `seq` counts from 1 per job without gaps."""
 

@@ -30,6 +30,7 @@ from powergrad.client.core import (
     predicted,
 )
 from powergrad.client.download import PartialFile, target_of
+from powergrad.client.experiments import Experiment
 from powergrad.client.models import (
     Artifact,
     Checkpoint,
@@ -307,6 +308,31 @@ class Client:
             time.sleep(min(TASK_LOOK_S, patience.next_wait_s(answer.id)))
             answer = self.send(calls.task(answer.id))
         return answer
+
+    # --- experiments
+
+    def ask(self, question: Spec, *, idempotency_key: str | None = None) -> Experiment:
+        """The experiment, its first runs queued. A key is made where none is given, so that a repeated request never asks twice."""
+        return Experiment(self, self.send(calls.ask(question, idempotency_key=idempotency_key)))
+
+    def plan(self, question: Spec) -> Json:
+        """The question with every default, its arms, seeds and number of runs; nothing is stored."""
+        return self.send(calls.plan(question))
+
+    def experiment(self, experiment_id: str) -> Experiment:
+        return Experiment(self, self.send(calls.experiment(experiment_id)))
+
+    def experiments(self, *, state: Iterable[str] = (), page_size: int = 100) -> Iterator[Experiment]:
+        """Every experiment, newest first, fetched page by page as they are asked for."""
+        wanted = list(state)
+        after: str | None = None
+        while True:
+            found = self.send(calls.experiments(limit=page_size, after=after, state=wanted))
+            for view in found.data:
+                yield Experiment(self, view)
+            if not (found.has_more and found.data):
+                return
+            after = found.data[-1].id
 
     # --- webhooks
 
