@@ -53,9 +53,11 @@ def test_a_database_that_is_not_there_is_unavailable() -> None:
 def test_a_process_frozen_in_a_transaction_does_not_keep_its_rows_on_postgresql(
     emptied: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    url = emptied()
+    other = Store(url)
+    job_id = submit(other)  # on a connection of the ordinary patience, which it keeps: a busy machine is silent for 300 ms as well
     monkeypatch.setattr("powergrad.jobs.store.IDLE_TRANSACTION_MS", 300)
-    frozen, other = Store(emptied()), Store(emptied())
-    job_id = submit(other)
+    frozen = Store(url)
     with pytest.raises(DBAPIError) as raised, frozen.write() as tx:
         lifecycle.cancel(tx, job_id)
         with other.write() as later:  # waits for the row until the server has ended the silent one
