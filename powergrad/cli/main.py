@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from powergrad import __version__
-from powergrad.cli import console, datasets, demo, doctor, export, jobs, keys, results, server, train, up, webhooks
+from powergrad.cli import console, datasets, demo, doctor, experiments, export, jobs, keys, results, server, train, up, webhooks
 from powergrad.cli.console import EXIT_CODES, Code, Finish, Problem
 
 CLICK_USAGE = 2
@@ -46,6 +46,7 @@ for panel, commands in {
         app.command(rich_help_panel=panel, epilog=EXIT_CODES)(command)
 app.add_typer(keys.app, name="keys", rich_help_panel="Server")
 app.add_typer(datasets.app, name="datasets", rich_help_panel="Jobs")
+app.add_typer(experiments.app, name="experiment", rich_help_panel="Jobs")
 app.add_typer(webhooks.app, name="webhooks", rich_help_panel="Server")
 
 

@@ -42,8 +42,8 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+0123456789."))
 
 
-def read(source: str) -> Spec:
-    """The spec in a file, or on standard input where `source` is "-". Raises Problem."""
+def read(source: str, *, kind: str = "a job spec") -> Spec:
+    """The spec in a file, or on standard input where `source` is "-". kind: what it is to hold, for messages. Raises Problem."""
     name = "standard input" if source == "-" else source
     try:
         text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
@@ -52,7 +52,7 @@ def read(source: str) -> Spec:
         raise Problem(f"{name}: cannot be read ({why})", advice="An example to start from: powergrad init", code=Code.USAGE) from error
     found = parse(text, name)
     if not isinstance(found, dict):
-        wrong = f"{name}: must hold one mapping (a job spec), not {type(found).__name__}"
+        wrong = f"{name}: must hold one mapping ({kind}), not {type(found).__name__}"
         raise Problem(wrong, advice="An example: powergrad init -", code=Code.USAGE)
     return found
 

@@ -147,7 +147,7 @@ async def display(*, live: bool) -> AsyncIterator[Callable[[Row], None]]:
         return
     board = Board()
     with Live(board, console=console.stderr(), auto_refresh=False, transient=False) as screen:
-        drawing = asyncio.create_task(_draw(screen))
+        drawing = asyncio.create_task(draw(screen))
         try:
             yield board.put
         finally:
@@ -157,7 +157,8 @@ async def display(*, live: bool) -> AsyncIterator[Callable[[Row], None]]:
             screen.refresh()
 
 
-async def _draw(screen: Live) -> None:
+async def draw(screen: Live) -> None:
+    """Refresh until cancelled."""
     while True:
         screen.refresh()
         await asyncio.sleep(FRAME_S)

@@ -286,7 +286,9 @@ def experiment(experiment_id: str) -> Call[ExperimentView]:
 
 
 def experiments(*, limit: int, after: str | None, state: Iterable[str]) -> Call[ExperimentPage]:
-    params: Params = {"limit": limit} | ({} if after is None else {"after": after})
+    params: Params = {"limit": limit}
+    if after is not None:
+        params["after"] = after
     if states := [str(one) for one in state]:
         params["state"] = states
     return Call("GET", EXPERIMENTS, lambda response: ExperimentPage.model_validate_json(response.content), params=params)
