@@ -34,7 +34,7 @@ class AttemptDocument(Document):
     device: str
     started_at: AwareDatetime
     ended_at: AwareDatetime | None
-    outcome: Literal["succeeded", "stopped", "failed", "lost"] | None
+    outcome: Literal["succeeded", "stopped", "held", "failed", "lost"] | None
     """Null while it runs."""
     reason: ReasonDocument | None
     resumed_from: str | None

@@ -48,7 +48,7 @@ from powergrad.telemetry import Telemetry
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Emit = Callable[[Message], None]
-Outcome = Literal["succeeded", "stopped"]
+Outcome = Literal["succeeded", "stopped", "held"]
 
 POINTS_PER_EPOCH = 4
 LONGEST_SILENCE = 100
@@ -96,6 +96,8 @@ class Run:
     ranks: Ranks = ALONE
     net: nn.Module | None = None
     """The model as several ranks share it; None where this process is alone."""
+    hold_epoch: int | None = None
+    """Epochs after which to end with a checkpoint and take no further step; None: at the last one only."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -104,6 +106,10 @@ class Run:
     @property
     def steps(self) -> int:
         return self.spec.epochs * self.steps_per_epoch
+
+    def is_held_at(self, step: int) -> bool:
+        """Whether no step is to be taken after so many."""
+        return self.hold_epoch is not None and step >= self.hold_epoch * self.steps_per_epoch
 
     @property
     def log_interval(self) -> int:
@@ -138,9 +144,9 @@ class Run:
 
 
 def train(run: Run, progress: Progress, *, emit: Emit, orders: Orders) -> Outcome:
-    """Takes the steps from `progress.step` to the last one, or until `orders.stop`.
+    """Takes the steps from `progress.step` to the last one, or until `orders.stop`, or to the epoch where the run is to hold.
 
-    Raises Diverged, CheckpointError (for the last checkpoint and for one that was asked for only), DataUnreadable.
+    Raises Diverged, CheckpointError (for the last checkpoint, for one that was asked for and for that of a hold only), DataUnreadable.
     """
     way_back = _WayBack(run, progress) if run.spec.on_divergence == "rollback" else None
     while True:
@@ -160,11 +166,13 @@ def _advance(run: Run, progress: Progress, way_back: _WayBack | None, *, emit: E
     model.train()
 
     while progress.step < run.steps and not progress.ended_early:
-        if (stop := _agreed(orders.stop, ranks)) is not None:
-            if stop == "checkpoint" and progress.step != published_step:
+        stop, is_held = _agreed(orders.stop, ranks), run.is_held_at(progress.step)
+        if stop is not None or is_held:
+            # one that is not due comes of a hold as it does of an order: nothing of what follows may depend on where a run was stopped
+            if stop != "now" and progress.step != published_step:
                 _refuse_nonfinite(run, progress)
                 _publish(run, replace(progress, way_back=None if way_back is None else way_back.parts()), {}, emit=emit)
-            return "stopped"
+            return "held" if is_held and stop != "now" else "stopped"
         epoch, step_of_epoch = divmod(progress.step, run.steps_per_epoch)
         if step_of_epoch == 0 or clock.steps == 0:
             batches = run.data.train_batches(

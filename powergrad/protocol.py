@@ -88,6 +88,8 @@ class TrainerConfig(_Line):
     """What `spec.model.init_from` stands for."""
     resume: list[ResumePoint] = []
     """Newest first; the first that verifies is taken, the others are reported as skipped."""
+    hold_epoch: int | None = Field(default=None, ge=1)
+    """End, with a checkpoint, after so many epochs, to go on another time; None, or one that is not before the last, is no hold."""
     deadline_s: float | None = None
     """On the clock of `boottime_s`; the process ends itself when it passes unrenewed. None: no watchdog."""
 
@@ -223,10 +225,10 @@ class Note(_Line):
 
 
 class Done(_Line):
-    """The trainer ends of its own will: all epochs done, or told to stop."""
+    """The trainer ends of its own will: all epochs done, told to stop, or at the epoch where it is to hold."""
 
     type: Literal["done"] = "done"
-    outcome: Literal["succeeded", "stopped"]
+    outcome: Literal["succeeded", "stopped", "held"]
     detail: str = ""
     """Why it ended before the last epoch, if it did."""
 

@@ -100,7 +100,7 @@ class StandingOrders:
 
 
 def run(config: TrainerConfig, *, emit: Emit, orders: Orders) -> Done | Failure:
-    """Trains until all epochs are done, an order stops it, or it fails; says everything through `emit`, the end included.
+    """Trains until all epochs are done, an order or a hold stops it, or it fails; says everything through `emit`, the end included.
 
     With several ranks this process becomes their agent: it must have touched neither CUDA nor a parallel region.
     """
@@ -189,6 +189,7 @@ def _set_up(config: TrainerConfig, device: torch.device, ranks: Ranks, *, emit: 
         ema=None if spec.ema is None else Ema(model, spec.ema),
         ranks=ranks,
         net=None if ranks.size == 1 else ranks.wrap(model, device=device),
+        hold_epoch=config.hold_epoch,
     )
     return run, missing
 

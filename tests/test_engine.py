@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from powergrad import checkpoint, determinism
+from powergrad.checkpoint import StorageFull
 from powergrad.engine import PrecisionUnsupported, Run, choose_precision, computes_in_bf16, resume, train
 from powergrad.evaluate import evaluate
 from powergrad.progress import Diverged, Progress
@@ -475,6 +476,59 @@ def test_an_order_to_stop_is_obeyed_at_the_next_step_with_a_checkpoint_there(tmp
     assert stopped.attempt(StopAfter(5)) == "stopped"
     assert [c.step for c in stopped.checkpoints] == [5]
     assert not stopped.checkpoints[0].is_best
+
+
+@pytest.mark.parametrize(
+    "parts", [{}, {"checkpoint": {"every_epochs": 3}}, {"ema": {"decay": 0.9}, "clip": {"mode": "agc", "value": 0.01}}]
+)
+def test_a_run_held_at_epochs_ends_with_the_bits_of_one_that_was_not(parts: dict[str, Any], tmp_path: Path) -> None:
+    chosen = spec(**parts)
+    whole, broken = undisturbed(tmp_path / "whole", chosen), history(tmp_path / "broken", chosen)
+    for epoch in (1, 2):
+        assert broken.attempt(hold_epoch=epoch) == "held"
+        assert [point.step for point in broken.points if isinstance(point, Evaluation)] == [7, 14][:epoch], "its epoch was scored"
+        assert broken.checkpoints[-1].step == 7 * epoch, "whatever checkpoint.every_epochs says"
+    assert broken.attempt(hold_epoch=3) == "succeeded", "a hold at the last epoch is none"
+    assert_the_same(broken, whole)
+    due = [(c.step, c.is_best, c.sha256) for c in broken.checkpoints if c.step in {c.step for c in whole.checkpoints}]
+    assert due == [(c.step, c.is_best, c.sha256) for c in whole.checkpoints]
+
+
+def test_a_run_that_resumes_at_its_hold_takes_no_step(tmp_path: Path) -> None:
+    held = history(tmp_path)
+    held.attempt(hold_epoch=2)
+    before = held.metrics(), list(held.checkpoints)
+    for epoch in (2, 1):
+        assert held.attempt(hold_epoch=epoch) == "held"
+        assert (held.metrics(), held.checkpoints) == before
+
+
+def test_an_order_to_stop_where_a_run_holds_anyway_is_a_hold(tmp_path: Path) -> None:
+    held = history(tmp_path, spec(checkpoint={"every_epochs": 3}))
+    assert held.attempt(StopAfter(7), hold_epoch=1) == "held"
+    assert [c.step for c in held.checkpoints] == [7]
+
+
+def test_a_run_that_ends_early_at_its_hold_is_at_its_end(pets: Path, tmp_path: Path) -> None:
+    run = history(tmp_path, early(), data_root=pets)
+    assert run.attempt(hold_epoch=3) == "succeeded"
+    assert [c.epoch for c in run.checkpoints] == [3]
+
+
+def test_a_diverging_run_is_held_with_the_same_bits(whole_of_wild: History, tmp_path: Path) -> None:
+    """It goes back once to its first weights, and twice to the checkpoint of its first hold."""
+    broken = history(tmp_path, spec(**WILD))
+    assert [broken.attempt(hold_epoch=epoch) for epoch in (1, 2, 3, None)] == ["held", "held", "held", "succeeded"]
+    assert_the_same(broken, whole_of_wild)
+
+
+def test_the_checkpoint_of_a_hold_cannot_be_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise StorageFull("no space left")
+
+    monkeypatch.setattr(checkpoint, "publish", full)
+    with pytest.raises(StorageFull):
+        history(tmp_path).attempt(hold_epoch=1)
 
 
 def test_stopped_before_the_first_step_there_is_nothing_to_write(tmp_path: Path) -> None:

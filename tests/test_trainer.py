@@ -116,6 +116,19 @@ def test_the_same_config_gives_the_same_bits_and_a_stopped_one_too(tmp_path: Pat
     assert of(CheckpointWritten, resumed)[-1].path == "checkpoints/a2/step-00000008"
 
 
+def test_a_held_run_says_so_and_goes_on_another_time(tmp_path: Path) -> None:
+    whole = of(CheckpointWritten, heard(config(tmp_path / "whole")))[-1]
+    held = heard(config(tmp_path / "held", hold_epoch=1))
+    assert held[-1] == Done(outcome="held")
+    written = of(CheckpointWritten, held)[-1]
+    assert (written.step, written.epoch) == (4, 1)
+    again = heard(config(tmp_path / "held", attempt=2, resume=[point_of(written)], hold_epoch=1))
+    assert again[-1] == Done(outcome="held")
+    assert not of(Step, again)
+    resumed = heard(config(tmp_path / "held", attempt=3, resume=[point_of(written)]))
+    assert of(CheckpointWritten, resumed)[-1].sha256 == whole.sha256
+
+
 def test_a_broken_checkpoint_is_skipped_for_the_one_before(tmp_path: Path) -> None:
     older, newer = of(CheckpointWritten, heard(config(tmp_path)))
     weights = tmp_path / newer.path / "model.safetensors"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -138,10 +138,10 @@ class History:
     messages: list[Message] = field(default_factory=list)
     attempts: int = 0
 
-    def attempt(self, orders: Orders | None = None) -> Outcome:
+    def attempt(self, orders: Orders | None = None, *, hold_epoch: int | None = None) -> Outcome:
         """One attempt, from the newest checkpoint if there is one."""
         self.attempts += 1
-        run = self.make(self.attempts)
+        run = replace(self.make(self.attempts), hold_epoch=hold_epoch)
         progress, _ = resume(run, points_of(self), emit=self.messages.append)
         self.points = [point for point in self.points if point.step <= progress.step]
         self.checkpoints = [c for c in self.checkpoints if c.step <= progress.step]

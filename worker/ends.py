@@ -40,6 +40,8 @@ def classify(ending: Ending, log_path: Path) -> End:
     """The end of the attempt, with the reason where it failed."""
     if isinstance(ending.said, protocol.Done) and ending.said.outcome == "succeeded":
         return End(Outcome.SUCCEEDED)
+    if isinstance(ending.said, protocol.Done) and ending.said.outcome == "held":
+        return End(Outcome.HELD)
     if ending.why == "deadline":
         return _failed(
             ReasonCode.DEADLINE,

@@ -140,6 +140,7 @@ class _Supervision:
             init_from=self._initial_weights(),
             dataset_dir=self._dataset_dir(),
             resume=self.claim.resume,
+            hold_epoch=self.claim.hold_epoch,
             deadline_s=lease.deadline_s,
         )
         self.log_path.parent.mkdir(parents=True, exist_ok=True)

@@ -71,6 +71,8 @@ class Claim:
     precision: str | None  # fixed by the first attempt; None before it
     trained_s: float
     resume: list[protocol.ResumePoint] = field(default_factory=list)
+    hold_epoch: int | None = None
+    """Epochs after which the job pauses itself; None: it runs to its end."""
     stored: frozenset[str] = frozenset()
     """Directories (relative to the job's) of all its checkpoints, those with it that cannot be gone on from."""
     init_from: Origin | None = None
@@ -244,6 +246,7 @@ def _claimed(tx: Tx, candidate: Row[Any], offer: Offer, *, spec: JobSpec, gpus: 
         precision=candidate.resolved.get("precision"),
         trained_s=candidate.trained_ms / 1000,
         resume=points,
+        hold_epoch=candidate.hold_epoch,
         stored=frozenset(row.path for row in stored),
     )
 

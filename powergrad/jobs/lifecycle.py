@@ -62,7 +62,7 @@ def pause(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> JobState:
 
 
 def resume(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> JobState:
-    """Put a paused job back into the queue; the state it is in now. Twice is no error. Raises QuotaExceeded."""
+    """Put a paused job back into the queue, to run to its end; the state it is in now. Twice is no error. Raises QuotaExceeded."""
     is_limited = bool(quotas.limited(tx, [owner]))  # before the row: a submission waits for the two in this order
     row = locked(tx, job_id, owner=owner)
     match JobState(row.state):
@@ -71,7 +71,7 @@ def resume(tx: Tx, job_id: str, *, owner: str = LOCAL_OWNER) -> JobState:
         case JobState.PAUSED:
             if is_limited:
                 quotas.check_queued(tx, owner)
-            move(tx, row, JobState.QUEUED, {"queued_at": tx.now_ms, "not_before": None})
+            move(tx, row, JobState.QUEUED, {"queued_at": tx.now_ms, "not_before": None, "hold_epoch": None})
             return JobState.QUEUED
         case JobState.PAUSING:
             raise IllegalMove("resume", JobState.PAUSING, "wait until it is paused")
@@ -114,6 +114,7 @@ def retry(tx: Tx, job_id: str, *, limits: RaisedLimits | None = None, owner: str
         "queued_at": tx.now_ms,
         "finished_at": None,
         "cancel_requested_at": None,
+        "hold_epoch": None,
     }
     move(tx, row, JobState.QUEUED, fresh, extra={"retry": True, **raised})
     return JobState.QUEUED

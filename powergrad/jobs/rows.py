@@ -17,9 +17,10 @@ from powergrad.jobs import outbox, quotas
 from powergrad.jobs.debts import owe
 from powergrad.jobs.errors import (
     Fenced,
+    IllegalMove,
     JobNotFound,
 )
-from powergrad.jobs.states import MOVES, TERMINAL, End, JobState, Outcome, next_move
+from powergrad.jobs.states import MOVES, TERMINAL, End, JobState, NextMove, Outcome, next_move
 from powergrad.jobs.store import Tx
 from powergrad.jobs.tables import (
     IS_OWNED,
@@ -129,8 +130,26 @@ def end_attempt(tx: Tx, row: Row[Any], end: End, *, trained_ms: int = 0) -> JobS
     told: dict[str, Any] = {"attempt": row.attempt, "outcome": end.outcome}
     if end.reason is not None and state is not JobState.CANCELLING:
         told["reason"] = {"code": end.reason.code, "detail": end.reason.detail}
-    move(tx, row, then.state, values, before=[("attempt_ended", told)], extra={"retry_in_s": then.backoff_s} if then.backoff_s else {})
+    move(tx, row, then.state, values, before=[("attempt_ended", told)], extra=_why(row, end, then))
     return then.state
+
+
+def _why(row: Row[Any], end: End, then: NextMove) -> dict[str, Any]:
+    """What the event of a move says beside where from and where to."""
+    if end.outcome is Outcome.HELD and then.state is JobState.PAUSED:
+        return {"reason": f"held at epoch {row.progress['epoch']}"}
+    return {"retry_in_s": then.backoff_s} if then.backoff_s else {}
+
+
+def go_on(tx: Tx, row: Row[Any], hold_epoch: int | None) -> None:
+    """Put a paused job, whose row this transaction holds, back into the queue; it pauses itself after `hold_epoch` epochs (None: no more).
+
+    It keeps its age, and so comes before those that were submitted after it and have not begun. Raises IllegalMove.
+    """
+    state = JobState(row.state)
+    if state is not JobState.PAUSED:
+        raise IllegalMove("resume", state)
+    move(tx, row, JobState.QUEUED, {"hold_epoch": hold_epoch, "not_before": None})
 
 
 def move(

@@ -25,7 +25,7 @@ S = JobState
 
 MOVES: dict[JobState, frozenset[JobState]] = {
     S.QUEUED: frozenset({S.RUNNING, S.PAUSED, S.CANCELLING, S.FAILED}),
-    S.RUNNING: frozenset({S.QUEUED, S.SUCCEEDED, S.FAILED, S.PAUSING, S.CANCELLING}),
+    S.RUNNING: frozenset({S.QUEUED, S.SUCCEEDED, S.FAILED, S.PAUSING, S.PAUSED, S.CANCELLING}),
     S.PAUSING: frozenset({S.PAUSED, S.SUCCEEDED, S.FAILED, S.CANCELLING}),
     S.PAUSED: frozenset({S.QUEUED, S.CANCELLING}),
     S.CANCELLING: frozenset({S.CANCELLED}),
@@ -44,6 +44,7 @@ class Outcome(StrEnum):
 
     SUCCEEDED = "succeeded"
     STOPPED = "stopped"  # told to: checkpointed for a pause or a drain, or killed for a cancel
+    HELD = "held"  # checkpointed at the epoch where the job pauses itself
     FAILED = "failed"
     LOST = "lost"  # its lease lapsed
 
@@ -129,6 +130,8 @@ def next_move(state: JobState, end: End, *, failures: int, max_attempts: int) ->
         return NextMove(S.CANCELLED, failures)  # a late success is discarded too
     if end.outcome is Outcome.SUCCEEDED:
         return NextMove(S.SUCCEEDED, failures)
+    if end.outcome is Outcome.HELD:
+        return NextMove(S.PAUSED, failures)
     if end.outcome is Outcome.STOPPED:
         return NextMove(S.PAUSED if state is S.PAUSING else S.QUEUED, failures)
     assert end.reason is not None, "a failed attempt has a reason"

@@ -53,6 +53,8 @@ class Submission:
     body_sha256: str = ""
     notes: str = ""
     cloned_from: str | None = None
+    hold_epoch: int | None = None
+    """Epochs after which it pauses itself; None, or one that is not before its last, is no hold."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ def _new_row(tx: Tx, job_id: str, new: Submission) -> dict[str, Any]:
         "progress": initial_progress(spec.epochs),
         "latest": {},
         "best": {},
+        "hold_epoch": new.hold_epoch,
         "created_at": tx.now_ms,
         "queued_at": tx.now_ms,
     }

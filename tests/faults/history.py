@@ -23,7 +23,7 @@ HELD = frozenset({"running", "pausing", "cancelling"})
 LEGAL = frozenset(
     {
         *(("queued", to) for to in ("running", "paused", "cancelling", "failed")),
-        *(("running", to) for to in ("queued", "succeeded", "failed", "pausing", "cancelling")),
+        *(("running", to) for to in ("queued", "succeeded", "failed", "pausing", "paused", "cancelling")),
         *(("pausing", to) for to in ("paused", "succeeded", "failed", "cancelling")),
         *(("paused", to) for to in ("queued", "cancelling")),
         ("cancelling", "cancelled"),

@@ -26,9 +26,17 @@ def spec(**overrides: Any) -> JobSpec:
     return parse({"data": {"dataset": "digits"}, **overrides})
 
 
-def submit(store: Store, *, owner: str = rows.LOCAL_OWNER, key: str | None = None, body: str = "", **overrides: Any) -> str:
+def submit(
+    store: Store,
+    *,
+    owner: str = rows.LOCAL_OWNER,
+    key: str | None = None,
+    body: str = "",
+    hold_epoch: int | None = None,
+    **overrides: Any,
+) -> str:
     with store.write() as tx:
-        new = submission.Submission(spec(**overrides), owner=owner, idempotency_key=key, body_sha256=body)
+        new = submission.Submission(spec(**overrides), owner=owner, idempotency_key=key, body_sha256=body, hold_epoch=hold_epoch)
         return submission.submit(tx, new).job_id
 
 

@@ -26,7 +26,7 @@ from tests.stores import Fault
 FAULTS = (None, Fault.BROKEN, Fault.UNCONFIRMED)  # one that never begins leaves what a broken one leaves
 
 # name, pick, amount: `World.act` takes the amount for the action, `World.train` trains 1 + amount % 15 steps
-CANCEL, PAUSE, RESUME = 0, 1, 2
+CANCEL, PAUSE, RESUME, SENT_ON = 0, 1, 2, 6
 TRAIN = 9  # to the end of an epoch
 CRASH = 9  # `World.finish` with an amount that 3 divides fails, with the reason of that number: crashed
 STOP = 1
@@ -48,6 +48,7 @@ MOVES = (
     Move("act", amount=CANCEL, faults=(None, Fault.UNCONFIRMED)),
     Move("act", amount=PAUSE),
     Move("act", amount=RESUME),
+    Move("act", pick=2, amount=SENT_ON),  # to its second epoch: there is but one job, and the pick chooses the hold
     Move("lapse"),
     Move("sweep"),
 )
@@ -55,11 +56,12 @@ MOVES = (
 
 @dataclass(frozen=True)
 class Beginning:
-    """least: schedules of `depth` steps that there must be from here on, so that none of the moves goes missing."""
+    """least: schedules of `depth` steps that there must be from here on, so that none of the moves goes missing. hold_epoch: of the job."""
 
     moves: tuple[Move, ...]
     depth: int
     least: int
+    hold_epoch: int | None = None
 
 
 TRAINED = (Move("claim"), Move("train", amount=TRAIN))
@@ -67,6 +69,8 @@ BEGINNINGS = {
     "queued": Beginning((), 4, 25_000),
     "trained for an epoch": Beginning(TRAINED, 4, 50_000),
     "taken over": Beginning((*TRAINED, Move("lapse"), Move("sweep"), Move("claim")), 3, 3_000),
+    "at its hold": Beginning(TRAINED, 4, 50_000, hold_epoch=1),
+    "held": Beginning((*TRAINED, Move("finish", amount=STOP)), 4, 15_000, hold_epoch=1),
 }
 
 
@@ -143,7 +147,8 @@ class Explorer:
         lease = None if row.lease_until is None else row.lease_until - now
         due = None if row.not_before is None else max(0, row.not_before - now)
         unheard = None if row.cancel_requested_at is None else now - row.cancel_requested_at > 7000
-        job = (row.state, row.attempt, row.failures, row.worker, row.heard, row.progress["step"], row.best_step, lease, due, unheard)
+        counts = (row.state, row.attempt, row.failures, row.worker, row.heard, row.progress["step"], row.best_step, row.hold_epoch)
+        job = (*counts, lease, due, unheard)
         return job, tuple(map(tuple, made)), tuple(map(tuple, kept)), points, tuple(_belief(worker) for worker in self.world.workers)
 
 
@@ -151,13 +156,14 @@ def _belief(worker: Worker) -> Any:
     if worker.claim is None:
         return None
     resumes = tuple((point.step, point.path) for point in worker.claim.resume)
-    return worker.claim.run.attempt, resumes, worker.step, worker.planned, len(worker.unsaid), worker.said_before
+    return worker.claim.run.attempt, worker.claim.hold_epoch, resumes, worker.step, worker.planned, len(worker.unsaid), worker.said_before
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("beginning", BEGINNINGS)
 def test_whatever_happens_in_a_few_steps_the_history_holds(sqlite_file: Path, beginning: str) -> None:
-    here, world = BEGINNINGS[beginning], World(sqlite_file, workers=2)
+    here = BEGINNINGS[beginning]
+    world = World(sqlite_file, workers=2, hold_epoch=here.hold_epoch)
     raw = sqlite3.connect(world.folder / "jobs.db", isolation_level=None)
     try:
         explorer = Explorer(world, raw)

@@ -42,6 +42,9 @@ def test_the_end_of_an_attempt_makes_a_legal_move(state: JobState, outcome: Outc
         (JobState.RUNNING, Outcome.STOPPED, None, 0, JobState.QUEUED),
         (JobState.PAUSING, Outcome.STOPPED, None, 0, JobState.PAUSED),
         (JobState.CANCELLING, Outcome.STOPPED, None, 0, JobState.CANCELLED),
+        (JobState.RUNNING, Outcome.HELD, None, 2, JobState.PAUSED),
+        (JobState.PAUSING, Outcome.HELD, None, 0, JobState.PAUSED),
+        (JobState.CANCELLING, Outcome.HELD, None, 0, JobState.CANCELLED),
         (JobState.RUNNING, Outcome.LOST, ReasonCode.WORKER_LOST, 0, JobState.QUEUED),
         (JobState.RUNNING, Outcome.LOST, ReasonCode.WORKER_LOST, 2, JobState.FAILED),
         (JobState.PAUSING, Outcome.LOST, ReasonCode.WORKER_LOST, 2, JobState.PAUSED),
@@ -60,6 +63,7 @@ def test_where_a_job_goes(state: JobState, outcome: Outcome, code: ReasonCode | 
     ("outcome", "code", "cost"),
     [
         (Outcome.STOPPED, None, 0),
+        (Outcome.HELD, None, 0),
         (Outcome.SUCCEEDED, None, 0),
         (Outcome.FAILED, ReasonCode.DEVICE_LOST, 0),
         (Outcome.FAILED, ReasonCode.CRASHED, 1),

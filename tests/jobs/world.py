@@ -5,6 +5,7 @@ Two tests play in it: one draws long stories at random, one goes through every s
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,11 +18,12 @@ from sqlalchemy import event, select
 from sqlalchemy.exc import OperationalError
 
 from powergrad import protocol
-from powergrad.jobs import debts, lifecycle, metrics, queries, recording, sweeps
+from powergrad.jobs import debts, lifecycle, metrics, queries, recording, rows, sweeps
 from powergrad.jobs.claims import Claim
 from powergrad.jobs.errors import Fenced, IllegalMove
 from powergrad.jobs.rows import Run
 from powergrad.jobs.states import MOVES, OWNED, TERMINAL, JobState, Outcome, ReasonCode
+from powergrad.jobs.store import Tx
 from powergrad.jobs.tables import attempts, events, jobs
 from tests.jobs import builders as b
 from tests.stores import FakeClock, FlakyStore
@@ -30,7 +32,8 @@ WORKERS = 4
 EPOCHS = 3
 STEPS = EPOCHS * b.STEPS_PER_EPOCH
 MAX_ATTEMPTS = 3
-ACTIONS = ("cancel", "pause", "resume", "resume", "retry", "retry")
+HOLDS = (None, 1, 2)
+ACTIONS = ("cancel", "pause", "resume", "resume", "retry", "retry", "go_on", "go_on")
 
 
 @dataclass
@@ -45,14 +48,20 @@ class Worker:
     """Heard from its trainer, and not known to be stored."""
     said_before: int = 0
 
+    @property
+    def goal(self) -> int:
+        """Steps after which its trainer ends of itself: the last one, or where it is to hold."""
+        hold = None if self.claim is None else self.claim.hold_epoch
+        return STEPS if hold is None else min(STEPS, hold * b.STEPS_PER_EPOCH)
+
     def forget(self) -> None:
         self.claim, self.planned, self.unsaid, self.said_before = None, False, [], 0
 
 
 class World:
-    """migrated: an empty job database (SQLite), to be copied."""
+    """migrated: an empty job database (SQLite), to be copied. hold_epoch: of the first job."""
 
-    def __init__(self, migrated: Path, *, workers: int = WORKERS) -> None:
+    def __init__(self, migrated: Path, *, workers: int = WORKERS, hold_epoch: int | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="powergrad-sim-"))
         shutil.copy(migrated, self.folder / "jobs.db")
         self.clock = FakeClock()
@@ -61,7 +70,7 @@ class World:
         self.workers = [Worker(f"w{n}") for n in range(workers)]
         self.accepted: list[str] = []
         self.checked: dict[str, int] = {}
-        self.submit(0, 5)
+        self.submit(0, 5, hold_epoch=hold_epoch)
 
     def close(self) -> None:
         self.store.close()
@@ -69,12 +78,14 @@ class World:
 
     # --- users
 
-    def submit(self, pick: int, amount: int) -> None:
+    def submit(self, pick: int, amount: int, *, hold_epoch: int | None = None) -> None:
         if len(self.accepted) < 4:
             key, owner, limits = f"key-{len(self.accepted)}", ("local", "ada")[pick % 2], {"max_attempts": MAX_ATTEMPTS}
+            hold_epoch = hold_epoch or HOLDS[pick % len(HOLDS)]
 
             def post() -> str:
-                return b.submit(self.store, key=key, priority=amount % 10, owner=owner, epochs=EPOCHS, limits=limits)
+                made = {"priority": amount % 10, "epochs": EPOCHS, "limits": limits}
+                return b.submit(self.store, key=key, owner=owner, hold_epoch=hold_epoch, **made)
 
             try:
                 self.accepted.append(post())
@@ -85,9 +96,12 @@ class World:
     def act(self, pick: int, amount: int) -> None:
         job_id = self.accepted[pick % len(self.accepted)]
         row = b.row(self.store, job_id)
-        action = getattr(lifecycle, ACTIONS[amount % len(ACTIONS)])
+        action = ACTIONS[amount % len(ACTIONS)]
         try:
-            b.do(self.store, action, job_id, owner=row.owner)
+            if action == "go_on":
+                b.do(self.store, sent_on, job_id, row.owner, HOLDS[pick % len(HOLDS)])
+            else:
+                b.do(self.store, getattr(lifecycle, action), job_id, owner=row.owner)
         except IllegalMove:
             assert b.row(self.store, job_id) == row
 
@@ -109,7 +123,7 @@ class World:
         if not worker.planned:
             worker.step = resume[0].step if resume else 0
             worker.unsaid.append(b.plan(resumed_step=worker.step, epochs=EPOCHS))
-        goal = min(worker.step + 1 + amount % 15, STEPS)
+        goal = max(worker.step, min(worker.step + 1 + amount % 15, worker.goal))
         for number in range(worker.step + 1, goal + 1):
             worker.unsaid.append(b.step(number))
             if number % b.STEPS_PER_EPOCH == 0:
@@ -135,9 +149,8 @@ class World:
         worker = self.busy(pick)
         if worker is None or worker.claim is None:
             return
-        done = worker.planned and worker.step == STEPS
         code = list(ReasonCode)[amount % len(ReasonCode)] if amount % 3 == 0 else None
-        outcome = Outcome.FAILED if code is not None else Outcome.SUCCEEDED if done else Outcome.STOPPED
+        outcome = Outcome.FAILED if code is not None else _own_end(worker)
         run = worker.claim.run
         if worker.unsaid:
             self.tell(worker, run)
@@ -197,9 +210,9 @@ class World:
 
     def everything_holds(self) -> None:
         with self.store.read() as tx:
-            rows = tx.all(select(jobs))
-            assert sorted(row.id for row in rows) == sorted(self.accepted)
-            for row in rows:
+            stored = tx.all(select(jobs))
+            assert sorted(row.id for row in stored) == sorted(self.accepted)
+            for row in stored:
                 if self.checked.get(row.id) == row.revision:
                     continue  # nothing of it has changed since the last look
                 self.checked[row.id] = row.revision
@@ -221,14 +234,26 @@ class World:
         self.sweep()
         while (found := b.claim(self.store)) is not None:
             resumed = found.resume[0].step if found.resume else 0
-            rest = [b.step(number) for number in range(resumed + 1, STEPS + 1)]
+            last = max(resumed, Worker("", found).goal)
+            rest = [b.step(number) for number in range(resumed + 1, last + 1)]
             b.record(self.store, found.run, b.plan(resumed_step=resumed, epochs=EPOCHS), *rest)
-            b.finish(self.store, found.run)
+            b.finish(self.store, found.run, Outcome.SUCCEEDED if last == STEPS else Outcome.HELD)
             self.everything_holds()
             with self.store.read() as tx:
-                assert metrics.read(tx, found.run.job_id, "train_loss").steps == list(range(1, STEPS + 1))
+                assert metrics.read(tx, found.run.job_id, "train_loss").steps == list(range(1, last + 1))
         with self.store.read() as tx:
             assert all(JobState(row.state) in TERMINAL | {JobState.PAUSED} for row in tx.all(select(jobs)))
+
+
+def sent_on(tx: Tx, job_id: str, owner: str, hold_epoch: int | None) -> None:
+    rows.go_on(tx, rows.locked(tx, job_id, owner=owner), hold_epoch)
+
+
+def _own_end(worker: Worker) -> Outcome:
+    """How a trainer ends that nothing has gone wrong with, now."""
+    if not worker.planned or worker.step < worker.goal:
+        return Outcome.STOPPED
+    return Outcome.SUCCEEDED if worker.step == STEPS else Outcome.HELD
 
 
 def check_row(row: Any) -> None:
@@ -265,6 +290,18 @@ def check_events(row: Any, happened: Any) -> None:
             assert found.data["attempt"] == attempt  # nothing is ever told by an attempt that is over
     assert state == row.state
     check_told_once(happened)
+    check_holds(happened)
+
+
+def check_holds(happened: Any) -> None:
+    """A job that is held says at which epoch, and the checkpoint of that epoch was told before."""
+    written: set[int] = set()
+    for end, moved in itertools.pairwise(happened):
+        if end.type == "checkpoint":
+            written.add(end.data["step"])
+        if end.type == "attempt_ended" and end.data["outcome"] == Outcome.HELD and moved.data["to"] == JobState.PAUSED:
+            epoch = int(moved.data["reason"].removeprefix("held at epoch "))
+            assert epoch * b.STEPS_PER_EPOCH in written
 
 
 def check_told_once(happened: Any) -> None:

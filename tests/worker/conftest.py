@@ -32,9 +32,9 @@ class Place:
     service: WorkerService
     store: Store
 
-    def submit(self, **changes: Any) -> str:
+    def submit(self, *, hold_epoch: int | None = None, **changes: Any) -> str:
         with self.store.write() as tx:
-            return submission.submit(tx, submission.Submission(parse(tiny_spec(**changes)))).job_id
+            return submission.submit(tx, submission.Submission(parse(tiny_spec(**changes)), hold_epoch=hold_epoch)).job_id
 
     def job(self, job_id: str) -> dict[str, Any]:
         with self.store.read() as tx:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from powergrad.jobs import claims, lifecycle, queries, retention, submission, sweeps
+from powergrad.jobs import claims, lifecycle, queries, retention, rows, submission, sweeps
 from powergrad.jobs.spec import parse
 from tests.worker.conftest import Place, tiny_spec, until
 
@@ -77,6 +78,38 @@ def test_pause_and_resume_cost_no_failure_and_no_bit(place: Place, undisturbed: 
         lifecycle.resume(tx, job_id)
     job = place.until_state(job_id, "succeeded", "failed")
     assert (job["state"], job["failures"], job["attempt"]) == ("succeeded", 0, 2)
+    assert place.weights_sha256(job_id) == undisturbed
+
+
+def test_a_job_that_holds_at_two_epochs_costs_no_failure_and_no_bit(place: Place, undisturbed: str) -> None:
+    job_id = place.submit(hold_epoch=1, checkpoint={"every_epochs": 3})
+    for epoch in (1, 2):
+        job = place.until_state(job_id, "paused", "succeeded", "failed")
+        assert (job["state"], job["failures"], job["progress"]["epoch"], job["progress"]["step"]) == ("paused", 0, epoch, 11 * epoch)
+        assert job["attempts"][-1]["outcome"] == "held"
+        assert place.events(job_id, "state")[-1]["data"]["reason"] == f"held at epoch {epoch}"
+        assert [event["data"]["epoch"] for event in place.events(job_id, "evaluation")] == list(range(1, epoch + 1))
+        with place.store.write() as tx:
+            rows.go_on(tx, rows.locked(tx, job_id), 2 if epoch == 1 else None)
+    job = place.until_state(job_id, "succeeded", "failed")
+    assert (job["state"], job["failures"], job["attempt"]) == ("succeeded", 0, 3)
+    assert place.weights_sha256(job_id) == undisturbed
+
+
+def test_a_trainer_killed_as_it_holds_is_followed_by_one_that_holds_without_a_step(place: Place, undisturbed: str) -> None:
+    """Killed when the checkpoint of the hold is on record, before its last word or just after it."""
+    job_id = place.submit(hold_epoch=1)
+    trainer = trainer_of(job_id)
+    place.until(lambda: place.events(job_id, "checkpoint"))
+    with suppress(psutil.NoSuchProcess):
+        trainer.kill()
+    job = place.until_state(job_id, "paused", "succeeded", "failed")
+    assert job["state"] == "paused"
+    assert job["attempts"][-1]["outcome"] == "held"
+    assert [event["data"]["epoch"] for event in place.events(job_id, "evaluation")] == [1], "nothing was trained again"
+    with place.store.write() as tx:
+        lifecycle.resume(tx, job_id)
+    assert place.until_state(job_id, "succeeded", "failed")["state"] == "succeeded"
     assert place.weights_sha256(job_id) == undisturbed
 
 
