@@ -12,6 +12,7 @@ from powergrad.experiments.findings import ArmEvidence, Settings
 WORDS = {"loss.alpha": "α", "optimizer.lr": "learning rate", "optimizer.adamw_lr": "AdamW learning rate", "data.dataset": "data set"}
 OFF_WHEN_NULL = {"clip", "ema", "early_stopping", "telemetry", "loss.class_weights", "data.augment.policy", "model.init_from"}
 """Elsewhere null is not "none": it leaves the choice to the network or the data set."""
+NEEDS_ITS_SECTION = {"value", "mode", "decay"}
 LONGEST_LIST = 4
 
 
@@ -32,7 +33,9 @@ def differing(arms: Sequence[ArmEvidence], spec: Settings) -> dict[str, list[Any
 def words(path: str) -> str:
     """A spec field's name in a reader's words: `optimizer.lr` is the learning rate, `model.name` the model."""
     parts = path.split(".")
-    last = parts[-2] if parts[-1] == "name" and len(parts) > 1 else parts[-1]
+    if len(parts) > 1 and parts[-1] == "name":
+        parts = parts[:-1]
+    last = " ".join(parts[-2:]) if parts[-1] in NEEDS_ITS_SECTION else parts[-1]
     return WORDS.get(path, last.replace("_", " "))
 
 

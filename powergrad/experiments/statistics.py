@@ -116,7 +116,7 @@ def wilcoxon(differences: NDArray[np.float64]) -> float:
     if len(left) == 0:
         return 1.0
     if len(np.unique(np.abs(left))) == len(left) or len(left) > EXACT_WILCOXON:
-        return float(stats.wilcoxon(left, method="exact" if len(left) <= EXACT_WILCOXON else "asymptotic").pvalue)
+        return max(float(stats.wilcoxon(left, method="exact" if len(left) <= EXACT_WILCOXON else "asymptotic").pvalue), sys.float_info.min)
     return _wilcoxon_with_ties(left)
 
 

@@ -143,7 +143,7 @@ def _too_few(compared: Sequence[Compared], baseline: str, amounts: _Amounts) -> 
     seen = [(arm["label"], amounts.gain(difference["mean"])) for arm, difference in compared if difference["mean"] is not None]
     if not seen:
         other = compared[0][0]["label"] if len(compared) == 1 else "any other arm"
-        return f"nothing can be compared yet: no seed was finished by both {baseline} and {other}"
+        return f"nothing can be compared: no seed was finished by both {baseline} and {other}"
     told = [
         f"{label} was {amounts.towards(gain, amounts.digits(0.0, gain))}" if gain else f"{label} was no different" for label, gain in seen
     ]

@@ -46,7 +46,7 @@ def said(*scores: Any, **options: Any) -> str:
         ([BASE, BASE], "α = 0.5 and α = 1 are identical: the same val_top1 on each of 5 seeds"),
         ([BASE[:1], plus(BETTER)[:1]], "one seed says nothing about chance: on it, against α = 1, α = 0.5 was 1.2 points better"),
         ([BASE[:1], BASE[:1], [0.8]], "one seed says nothing about chance: on it, against α = 1, α = 0.5 was no different and α = 0.25 was 10.0 points worse"),
-        ([[0.9, None], [None, 0.9]], "nothing can be compared yet: no seed was finished by both α = 1 and α = 0.5"),
+        ([[0.9, None], [None, 0.9]], "nothing can be compared: no seed was finished by both α = 1 and α = 0.5"),
         ([[None], [None]], "nothing can be said: no run ended with a finite val_top1 (2 failed)"),
         ([BASE], "one arm, nothing to compare it with: val_top1 90.00 % (95 % CI 89.02 to 90.98, 5 seeds)"),
         (
