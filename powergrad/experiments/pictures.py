@@ -29,6 +29,8 @@ from powergrad.experiments.units import NOTHING, Unit, shortened
 
 Sheet = Figure | SubFigure
 
+PNG_DPI = 150
+"""For paper: 1200 pixels wide."""
 LABEL_LETTERS = 44
 """Of an arm's label beside a row: half of the picture at most."""
 LEGEND_LETTERS = 40
@@ -113,8 +115,8 @@ def summary(findings: Findings, evidence: Evidence) -> Figure:
     upper, lower = (4.2, 3.0) if searched else (_forest_height(findings), _curves_height(findings))
     with _style():
         figure = sheet(upper + lower + 0.35)
-        figure.suptitle(shortened(evidence["name"], 90), fontsize=11, fontweight="bold")
-        above, below = figure.subfigures(2, 1, height_ratios=[upper, lower])
+        figure.suptitle(shortened(evidence["name"], 70), fontsize=11, fontweight="bold")
+        above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[upper, lower])[:, 0]
         if searched:
             _draw_parallel(above, findings, evidence)
             _draw_progress(below, findings, evidence)
@@ -135,7 +137,7 @@ def render(figure: Figure, kind: Format) -> bytes:
 @contextmanager
 def _style() -> Iterator[None]:
     # a name such as `$\frac` is a name, and no formula to be set
-    with mpl.rc_context({**STYLE, "text.parse_math": False}):
+    with mpl.rc_context({**STYLE, "text.parse_math": False, "savefig.dpi": PNG_DPI}):
         yield
 
 
@@ -155,7 +157,7 @@ def _empty(figure: Sheet, title: str, why: str) -> None:
 
 
 def _waiting(findings: Findings) -> str:
-    return f"No run has finished yet: {findings['finished']} of {findings['planned']}."
+    return f"{findings['finished']} of {findings['planned']} runs have finished."
 
 
 def _draw_forest(figure: Sheet, findings: Findings) -> None:
@@ -166,19 +168,18 @@ def _draw_forest(figure: Sheet, findings: Findings) -> None:
             figure, title, "There is one arm: nothing to compare." if findings["baseline"] is not None else "There is no baseline."
         )
     if all(difference["mean"] is None for _, difference in rows):
-        return _empty(figure, title, f"No seed has finished in both the baseline and another arm.\n{_waiting(findings)}")
+        return _empty(figure, title, f"No seed has finished in both the baseline and another arm yet.\n{_waiting(findings)}")
     axes = figure.add_subplot()
     low, high = _range([difference for _, difference in rows], unit)
     axes.axvline(0.0, color="#222222", linewidth=1.0, zorder=1)
-    for row, (_, difference) in enumerate(rows):
-        _draw_difference(axes, row, difference, unit, low, high)
+    _draw_differences(axes, [difference for _, difference in rows], unit, low, high)
     axes.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))
     _name_rows(axes, [arm["label"] for arm, _ in rows])
     _annotate_rows(axes, [_difference_text(difference, unit) for _, difference in rows])
     better = "right" if findings["direction"] == "max" else "left"
     figure.suptitle(f"{title} (further {better} is better)", fontsize=10)
     in_units = f" in {unit.of_difference}" if unit.of_difference else ""
-    axes.set_xlabel(f"mean difference{in_units}, line: 95 % t interval; 0 is {_baseline_label(findings)}")
+    axes.set_xlabel(f"mean difference{in_units}, line: 95 % t interval, p: Holm’s; 0 is {_baseline_label(findings)}")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:+.4g}".replace("-", "−") if x else "0"))
     _legend_of_marks(figure, [difference["conclusion"] for _, difference in rows])
     return None
@@ -202,16 +203,30 @@ def _interval(difference: Difference, unit: Unit, most: float = math.inf) -> lis
     return [max(low * unit.scale, mean * unit.scale - most), min(high * unit.scale, mean * unit.scale + most)]
 
 
-def _draw_difference(axes: Axes, row: int, difference: Difference, unit: Unit, low: float, high: float) -> None:
-    if difference["mean"] is None:
-        return
-    mark = MARKS[difference["conclusion"]]
-    if interval := _interval(difference, unit):
-        left, right = max(interval[0], low), min(interval[1], high)
-        axes.plot([left, right], [row, row], color=mark.colour, linewidth=1.8, solid_capstyle="butt", zorder=2)
-        for end, shown, arrow in ((interval[0], left, "<"), (interval[1], right, ">")):
-            axes.plot([shown], [row], marker=arrow if end != shown else "|", color=mark.colour, markersize=6, zorder=2)
-    axes.plot([difference["mean"] * unit.scale], [row], **_look(mark), zorder=3)
+def _draw_differences(axes: Axes, differences: Sequence[Difference], unit: Unit, low: float, high: float) -> None:
+    """A few artists of many rows each: sixty rows of four artists would take seconds."""
+    for name, mark in MARKS.items():
+        rows = [(row, one) for row, one in enumerate(differences) if one["conclusion"] == name and one["mean"] is not None]
+        spans = [(row, *interval) for row, one in rows if (interval := _interval(one, unit))]
+        axes.hlines(
+            [row for row, *_ in spans], [max(left, low) for _, left, _ in spans], [min(right, high) for *_, right in spans],
+            color=mark.colour, linewidth=1.8, zorder=2,
+        )  # fmt: skip
+        ends = [(row, left, "<" if left < low else "|") for row, left, _ in spans] + [
+            (row, right, ">" if right > high else "|") for row, _, right in spans
+        ]
+        for shape in ("|", "<", ">"):
+            places = [(min(max(x, low), high), row) for row, x, shown in ends if shown == shape]
+            axes.plot(
+                [x for x, _ in places],
+                [row for _, row in places],
+                marker=shape,
+                color=mark.colour,
+                linestyle="none",
+                markersize=6,
+                zorder=2,
+            )
+        axes.plot([unit.scale * (one["mean"] or 0.0) for _, one in rows], [row for row, _ in rows], **_look(mark), zorder=3)
 
 
 def _look(mark: _Mark) -> dict[str, Any]:
@@ -259,7 +274,7 @@ def _baseline_label(findings: Findings) -> str:
     baseline = findings["baseline"]
     assert baseline is not None, "differences have a baseline"
     arm = findings["arms"][baseline]
-    unit, mean = units.unit(findings["metric"]), arm["metrics"].get(findings["metric"], {}).get("mean")
+    unit, mean = units.unit(findings["metric"]), _mean(arm, findings["metric"])
     return shortened(arm["label"], 30) + (f" ({unit.value(mean)} {unit.name})".replace(" )", ")") if mean is not None else "")
 
 
@@ -275,11 +290,10 @@ def _draw_strip(figure: Sheet, findings: Findings, evidence: Evidence) -> None:
     if not any(scores.values()):
         return _empty(figure, title, _waiting(findings))
     axes = figure.add_subplot()
-    for row, arm in enumerate(findings["arms"]):
-        values = [unit.scale * value for value in scores[arm["index"]]]
-        axes.plot(values, [row] * len(values), "o", color=BLUE, markersize=6, alpha=0.55, markeredgewidth=0)
-        if values:
-            axes.plot([float(np.mean(values))], [row], marker="|", color="#000000", markersize=13, markeredgewidth=2)
+    dots = [(unit.scale * value, row) for row, values in enumerate(scores.values()) for value in values]
+    means = [(unit.scale * float(np.mean(values)), row) for row, values in enumerate(scores.values()) if values]
+    axes.plot([x for x, _ in dots], [row for _, row in dots], "o", color=BLUE, markersize=6, alpha=0.55, markeredgewidth=0)
+    axes.plot([x for x, _ in means], [row for _, row in means], "|", color="#000000", markersize=13, markeredgewidth=2)
     figure.suptitle(title, fontsize=10)
     _name_rows(axes, [arm["label"] for arm in findings["arms"]])
     _annotate_rows(axes, [_count(len(scores[arm["index"]])) for arm in findings["arms"]])
@@ -335,15 +349,14 @@ def _coloured(findings: Findings, drawn: Sequence[ArmFindings]) -> list[ArmFindi
     if len(drawn) <= COLOURED:
         return list(drawn)
     sign = 1.0 if findings["direction"] == "max" else -1.0
-    by_score = sorted(drawn, key=lambda arm: -sign * _mean(arm, findings["metric"], worst=-sign * math.inf))
+    by_score = sorted(drawn, key=lambda arm: _rank(_mean(arm, findings["metric"]), sign), reverse=True)
     first = [arm for arm in drawn if arm["index"] == findings["baseline"]]
     chosen = {arm["index"] for arm in [*first, *(arm for arm in by_score if arm not in first)][:COLOURED]}
     return [arm for arm in drawn if arm["index"] in chosen]
 
 
-def _mean(arm: ArmFindings, metric: str, *, worst: float) -> float:
-    mean = arm["metrics"][metric]["mean"] if metric in arm["metrics"] else None
-    return worst if mean is None else mean
+def _mean(arm: ArmFindings, metric: str) -> float | None:
+    return arm["metrics"][metric]["mean"] if metric in arm["metrics"] else None
 
 
 def _draw_curves_since(

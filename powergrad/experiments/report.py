@@ -310,11 +310,9 @@ def _convergence(findings: Findings) -> Section:
         [
             _marked(arm, findings),
             f"{found['reached']} of {found['of']}",
-            *(
-                cell
-                for name, unit in (("epochs", units.EPOCHS), ("seconds", units.SECONDS), ("joules", units.JOULES))
-                for cell in _spread(found[name], unit)
-            ),  # type: ignore[literal-required]  # mypy knows no names from a tuple
+            *_spread(found["epochs"], units.EPOCHS),
+            *_spread(found["seconds"], units.SECONDS),
+            *_spread(found["joules"], units.JOULES),
         ]
         for arm in findings["arms"]
         if (found := arm["convergence"]) is not None and found["of"]
