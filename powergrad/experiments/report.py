@@ -184,7 +184,7 @@ def _environment(kind: Literal["html", "markdown"]) -> Environment:
 
 
 def _plain(value: Any) -> Any:
-    return value if isinstance(value, Markup) else plain(str(value))
+    return value if isinstance(value, Markup) else plain(str(value)).replace("$", r"\$")  # GitHub sets $x$ as a formula
 
 
 def _fenced(text: str) -> Markup:

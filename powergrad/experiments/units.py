@@ -35,6 +35,7 @@ class Unit:
 
 
 PERCENT = Unit("%", "points", 100.0, 2)
+POINTS = Unit("points", "points", 100.0, 2)
 NATS = Unit("nats", "nats", 1.0, 4)
 PLAIN = Unit("", "", 1.0, 4)
 RATE = Unit("images/s", "images/s", 1.0, 0)
@@ -45,7 +46,9 @@ JOULES = Unit("J", "J", 1.0, 0)
 
 def unit(metric: str) -> Unit:
     """Of a metric, by its name."""
-    if metric == "gap" or metric.endswith(("top1", "top5", "ece")):
+    if metric == "gap":
+        return POINTS
+    if metric.endswith(("top1", "top5", "ece")):
         return PERCENT
     if metric.endswith("loss"):
         return NATS

@@ -62,7 +62,14 @@ def evidence(
     of_arm = [0] if search else list(range(seeds))
     easy = draw.normal(0, spread, size=seeds)  # a seed that is lucky is lucky in all arms
     runs = [
-        _run(arm, seed, state(arm, seed), metric, evaluations, 0.91 + gain * arm * (1 - arm / 12) + easy[seed] + draw.normal(0, spread))
+        _run(
+            arm,
+            seed,
+            state(arm, seed),
+            metric,
+            evaluations,
+            float(0.91 + gain * arm * (1 - arm / 12) + easy[seed] + draw.normal(0, spread)),
+        )
         for arm in range(len(settings))
         for seed in of_arm
     ]
