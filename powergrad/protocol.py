@@ -76,6 +76,8 @@ class TrainerConfig(_Line):
     """Absolute; data sets are looked for below it."""
     device: str = "cpu"
     """cpu or cuda:0 (the supervisor chooses the GPU by CUDA_VISIBLE_DEVICES)."""
+    gpu_share: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Of the GPU's memory that the run may take; below 1 others work on it too."""
     cpu_threads: int = 1
     """torch.set_num_threads; part of the bits."""
     cpus: list[int] = []

@@ -75,6 +75,9 @@ PRELOAD = [
 """Modules that a template process imports so that its forks need not: all that a run would otherwise import on its way to the first step."""
 
 
+CONTEXT_BYTES = 512 << 20
+"""About what CUDA, cuBLAS and cuDNN take of a GPU for a process before it has a tensor; torch's allocator does not count it."""
+
 WEIGHTS = "weights"
 """Folder of pretrained weights below the data root."""
 
@@ -126,11 +129,31 @@ def _attempt(config: TrainerConfig, ranks: Ranks, emit: Emit, orders: Orders) ->
         with determinism.settings(deterministic=config.spec.deterministic, threads=config.cpu_threads), determinism.watched(statistical):
             return _train(config, ranks, emit=emit, orders=orders)
     except Exception as error:  # noqa: BLE001 # this is where every error becomes a word of the protocol
-        return failure_of(error)
+        return _on_its_part(failure_of(error), config.gpu_share)
+
+
+def _on_its_part(failure: Failure, share: float) -> Failure:
+    """Of the memory of a part of a GPU there is an easy way to have more."""
+    if failure.code != "out_of_memory_gpu" or share == 1:
+        return failure
+    return failure.model_copy(update={"hint": f"ask for a larger part of a GPU than resources.gpus = {share:g}, or {failure.hint}"})
+
+
+def _keep_to_its_part(device: torch.device, share: float) -> None:
+    """Make an allocation beyond the part fail here, instead of one of whoever works beside it."""
+    if device.type == "cuda" and share < 1:
+        total_bytes = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(allocator_fraction(share, total_bytes), device)
+
+
+def allocator_fraction(share: float, total_bytes: int) -> float:
+    """Of a GPU's memory, what torch may allocate where a run may take `share` of it in all; of a small part half is left at least."""
+    return max(share / 2, share - CONTEXT_BYTES / total_bytes)
 
 
 def _train(config: TrainerConfig, ranks: Ranks, *, emit: Emit, orders: Orders) -> Done:
     device = torch.device(config.device)
+    _keep_to_its_part(device, config.gpu_share)
     checkpoint.discard_unfinished(Path(config.run_dir), attempt=config.attempt)
     attempt, missing = _set_up(config, device, ranks, emit=emit)
     progress, point = resume(attempt, config.resume, emit=emit)

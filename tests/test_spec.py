@@ -124,7 +124,7 @@ BOUNDS: list[tuple[str, list[Any], list[Any]]] = [
     ("/data/augment/erasing", [0, 1], [-0.1, 1.1]),
     ("/data/augment/mixup", [0, 100], [-0.1, 101]),
     ("/data/augment/cutmix", [0, 100], [-0.1, 101]),
-    ("/resources/gpus", [None, 0, 1, 64], [-1, 65]),
+    ("/resources/gpus", [None, 0, 1, 64, 0.25, 0.5, 0.75, 2.0], [-1, 65, 0.3, 1.25, 0.1]),
     ("/resources/cpu_threads", [None, 1, 1024], [0, 1025]),
     ("/limits/max_seconds", [None, 0.001, 1e9], [0, -1, 1.1e9]),
     ("/limits/max_attempts", [1, 100], [0, 101]),

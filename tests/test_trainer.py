@@ -365,6 +365,27 @@ def test_errors_have_a_word_in_the_protocol(error: BaseException, code: str) -> 
     assert failure.hint
 
 
+@pytest.mark.parametrize(
+    ("share", "first"), [(1.0, "lower data.batch_size"), (0.25, "ask for a larger part of a GPU than resources.gpus = 0.25, or lower")]
+)
+def test_a_run_on_a_part_of_a_gpu_that_lacks_memory_may_ask_for_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, first: str
+) -> None:
+    def full(*_: object, **__: object) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(trainer, "build_model", full)
+    end = heard(config(tmp_path, gpu_share=share))[-1]
+    assert isinstance(end, Failure)
+    assert end.code == "out_of_memory_gpu"
+    assert end.hint.startswith(first)
+
+
+@pytest.mark.parametrize(("share", "gib", "allocated"), [(0.25, 80, 19.5), (0.75, 40, 29.5), (0.25, 2, 0.25), (0.5, 16, 7.5)])
+def test_parts_of_a_gpu_leave_room_for_what_the_allocator_does_not_count(share: float, gib: int, allocated: float) -> None:
+    assert trainer.allocator_fraction(share, gib << 30) * gib == pytest.approx(allocated)
+
+
 @dataclass
 class Child:
     """A trainer forked from this process, its pipes in our hands."""

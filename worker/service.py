@@ -27,7 +27,7 @@ from powergrad.jobs.artifacts import Artifacts
 from powergrad.jobs.store import Store, is_unavailable
 from powergrad.jobs.sweeper import Sweeper
 from worker.settings import WorkerSettings
-from worker.slots import Slots, TakenSlots, device_report, find_gpus, lock_all, plan_slots, release
+from worker.slots import Reach, Slots, TakenSlots, device_report, find_gpus, lock_all, plan_slots, release
 from worker.supervisor import Bench, supervise
 from worker.tasks import TaskRunner
 from worker.template import Template
@@ -51,7 +51,7 @@ class WorkerService:
         gpus = find_gpus(settings.cuda_visible_devices)
         self.slots = Slots(plan_slots(gpus, cpus, count=settings.slots, gpu_locks=settings.lock_dir, cpu_locks=run_dir / "slots"))
         self.gpus = [slot.gpu for slot in self.slots.slots if slot.gpu is not None]
-        self.store = Store(settings.database_url, pool_size=2 * len(self.slots.slots) + 4, job_ttl_s=settings.job_ttl_s)
+        self.store = Store(settings.database_url, pool_size=2 * self.slots.places + 4, job_ttl_s=settings.job_ttl_s)
         self.artifacts = Artifacts(str(settings.data_dir))
         self.draining = threading.Event()
         self.template = Template(self._publish)
@@ -117,11 +117,14 @@ class WorkerService:
             pid=os.getpid(),
             version=__version__,
             slots=[slot.as_json() for slot in self.slots.slots],
-            devices=device_report(self.gpus),
+            devices=self._devices(),
             gpus=len(self.gpus),
         )
         with self.store.write() as tx:
             fleet.register(tx, info, state=self._state())
+
+    def _devices(self) -> list[dict[str, Any]]:
+        return device_report(self.gpus, self.slots.quarters_in_use())
 
     def _state(self) -> fleet.WorkerState:
         if self.draining.is_set():
@@ -134,7 +137,7 @@ class WorkerService:
             with self.store.write() as tx:
                 fleet.publish(tx, "models", told["models"])
                 fleet.publish(tx, "datasets", told["datasets"])
-                fleet.heartbeat(tx, self.id, devices=device_report(self.gpus), state=self._state())
+                fleet.heartbeat(tx, self.id, devices=self._devices(), state=self._state())
         except Exception as error:
             if not is_unavailable(error):
                 raise
@@ -145,7 +148,7 @@ class WorkerService:
             setproctitle.setproctitle(TITLE)  # Celery names the process too, later than we do
             try:
                 with self.store.write() as tx:
-                    known = fleet.heartbeat(tx, self.id, devices=device_report(self.gpus), state=self._state())
+                    known = fleet.heartbeat(tx, self.id, devices=self._devices(), state=self._state())
                 if not known:
                     self._register()
                 self._bury_the_dead()
@@ -207,23 +210,24 @@ class WorkerService:
         with self.store.read() as tx:
             if not claims.has_work(tx, gpus=self.slots.gpus):
                 return None
-        could_hold = self.slots.gpus
+        reach = Reach(gpus=self.slots.gpus, part=1.0)
         while True:
             offer = claims.Offer(
                 worker=self.id,
                 device=taken.device,
-                gpus=len(taken.gpus),
+                gpus=taken.gpu_count,
                 cpu_threads=min(len(slot.cpus) for slot in taken.slots),
                 lease_ttl_s=self.settings.lease_ttl_s,
-                could_hold=could_hold,
+                could_hold=reach.gpus,
                 in_all=self.slots.gpus,
+                part_with_memory=reach.part,
             )
             try:
                 with self.store.write() as tx:
                     return claims.claim(tx, offer)
             except claims.SlotsWanted as wanted:
-                free = self.slots.resize(taken, wanted.count)
-                could_hold = free if free < wanted.count else could_hold
+                found = self.slots.resize(taken, wanted.count)
+                reach = reach if found is None else reach.and_no_more_than(found)  # so that this comes to an end
 
     def _look_for_work(self) -> None:
         while not self._stopping.is_set() and not self.draining.is_set():

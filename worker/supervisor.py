@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 
 import structlog
@@ -135,7 +136,8 @@ class _Supervision:
             data_root=str(self.bench.settings.data_dir / "datasets"),
             device="cuda:0" if self.claim.gpus else "cpu",
             cpu_threads=self.claim.cpu_threads,
-            ranks=max(1, self.claim.gpus),
+            gpu_share=min(1.0, self.claim.gpus or 1.0),
+            ranks=max(1, int(self.claim.gpus)),
             cpus=self.taken.cpus,
             init_from=self._initial_weights(),
             dataset_dir=self._dataset_dir(),
@@ -151,7 +153,7 @@ class _Supervision:
         launch = child.Launch(
             config_json=config.model_dump_json(),
             title=f"powergrad: trainer {self.claim.run.job_id}",
-            visible_gpus=tuple(gpu.uuid for gpu in self.taken.gpus[: self.claim.gpus]),
+            visible_gpus=tuple(gpu.uuid for gpu in self.taken.gpus[: ceil(self.claim.gpus)]),
             log=log_fd,
             events=events_out,
             control=control_in,

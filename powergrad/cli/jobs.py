@@ -80,7 +80,7 @@ epochs: 5
 #   stall_seconds: 600
 
 # resources:
-#   gpus: null             # how many share each batch; null: 1 where there is one
+#   gpus: null             # how many share each batch, or 0.25, 0.5, 0.75 of one; null: 1 where there is one
 #   cpu_threads: null      # part of the exact result; null: all cores of the slot
 
 # retention:

@@ -138,7 +138,7 @@ def _config(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = _checkpoints(run_dir)
     on_gpus = device == "cuda:0" or (device is None and spec.resources.gpus != 0 and torch.cuda.is_available())
-    processes = ranks or (spec.resources.gpus or 1 if on_gpus else 1)
+    processes = ranks or (max(1, int(spec.resources.gpus or 1)) if on_gpus else 1)
     if on_gpus and processes > torch.cuda.device_count():
         raise Problem(
             f"{processes} processes need as many GPUs, torch finds {torch.cuda.device_count()}", advice="--ranks 1, or --device cpu"
@@ -151,6 +151,7 @@ def _config(
         run_dir=str(run_dir),
         data_root=str(data_root),
         device="cuda:0" if on_gpus else "cpu",
+        gpu_share=min(1.0, spec.resources.gpus or 1.0),
         cpu_threads=threads,
         ranks=processes,
         init_from=None if init_from is None else _initial_weights(init_from),

@@ -10,6 +10,7 @@ from sqlalchemy import Row, and_, func, insert, select
 
 from powergrad import protocol
 from powergrad.jobs import datasets, fleet, outbox, quotas
+from powergrad.jobs import gpus as counts
 from powergrad.jobs.errors import (
     CheckpointNotFound,
     InvalidSpec,
@@ -38,25 +39,37 @@ class Offer:
 
     worker: str
     device: str
-    gpus: int
-    """GPU slots that the worker holds for this claim; 0 on a CPU slot."""
+    gpus: float
+    """GPUs that the worker holds for this claim: whole ones or a part of one; 0 on a CPU slot."""
     cpu_threads: int
     lease_ttl_s: float = LEASE_TTL_S
-    could_hold: int = 0
-    """GPU slots that it could hold now; no more than `gpus` if smaller."""
+    could_hold: float = 0
+    """GPUs, or the part of one, that it could hold now; no more than `gpus` if smaller."""
     in_all: int = 0
-    """GPU slots that it has, free or not; no more than it could hold if smaller."""
+    """GPUs that it has, free or not; no more than it could hold if smaller."""
+    part_with_memory: float = 1.0
+    """The largest part of one GPU whose memory is free too."""
 
     @property
-    def within_reach(self) -> int:
+    def within_reach(self) -> float:
         return max(self.gpus, self.could_hold)
+
+    @property
+    def size(self) -> float:
+        """What it holds, as a job's size is counted."""
+        return _size(self.gpus)
+
+
+def _size(gpus: float) -> float:
+    """A job on the CPU takes a whole slot: one of a worker that has GPUs is as large as a GPU."""
+    return gpus or 1
 
 
 class SlotsWanted(Exception):
-    """The next job wants another number of slots than the offer holds, and the worker could have them: offer again with `count`."""
+    """The next job wants another number of slots, or part of one, than the offer holds, and the worker could have it: offer again so."""
 
-    def __init__(self, count: int) -> None:
-        super().__init__(f"the next job wants {count} slot(s)")
+    def __init__(self, count: float) -> None:
+        super().__init__(f"the next job wants {count:g} slot(s)")
         self.count = count
 
 
@@ -66,7 +79,7 @@ class Claim:
 
     run: Run
     spec: JobSpec
-    gpus: int
+    gpus: float
     cpu_threads: int
     precision: str | None  # fixed by the first attempt; None before it
     trained_s: float
@@ -96,13 +109,15 @@ def claim(tx: Tx, offer: Offer) -> Claim | None:
     """
     hosts = _Hosts(tx)
     for candidate in _candidates(tx, offer):
-        wanted = min(1, offer.gpus) if candidate.gpus is None else candidate.gpus
-        if wanted > offer.within_reach:
+        wanted = _wanted(candidate, offer)
+        if _size(wanted) > max(offer.size, offer.could_hold):
             if hosts.take(wanted) == offer.worker:
                 return None
             continue
-        if max(1, wanted) != max(1, offer.gpus):
-            raise SlotsWanted(max(1, wanted))
+        if offer.part_with_memory < wanted < 1:
+            continue  # another program has it: no turn that is kept gives it back
+        if _size(wanted) != offer.size:
+            raise SlotsWanted(_size(wanted))
         spec = _readable_spec(tx, candidate)
         if spec is None:
             continue
@@ -115,7 +130,7 @@ def claim(tx: Tx, offer: Offer) -> Claim | None:
         if candidate.dataset_id is not None and place is None:
             _fail_without_data(tx, candidate)
             continue
-        cpu_threads = candidate.resolved.get("cpu_threads") or spec.resources.cpu_threads or offer.cpu_threads * max(1, wanted)
+        cpu_threads = candidate.resolved.get("cpu_threads") or spec.resources.cpu_threads or max(1, int(offer.cpu_threads * _size(wanted)))
         resolved = {**candidate.resolved, "cpu_threads": cpu_threads, "gpus": wanted}
         values = {
             "state": JobState.RUNNING,
@@ -145,6 +160,12 @@ def claim(tx: Tx, offer: Offer) -> Claim | None:
     return None
 
 
+def _wanted(candidate: Row[Any], offer: Offer) -> float:
+    if candidate.gpus is None:
+        return 1 if max(offer.within_reach, offer.in_all) else 0
+    return counts.amount(candidate.gpus)
+
+
 class _Hosts:
     """The workers that keep their free slots for jobs that wait for more: one job each, in the order of the queue.
 
@@ -156,7 +177,7 @@ class _Hosts:
         self._tx = tx
         self._free: list[tuple[int, str]] | None = None
 
-    def take(self, gpus: int) -> str | None:
+    def take(self, gpus: float) -> str | None:
         """The host of the next job, which wants so many; None when there is none left."""
         if self._free is None:
             self._free = fleet.hosts(self._tx)
@@ -229,7 +250,7 @@ def _candidates(tx: Tx, offer: Offer) -> list[Row[Any]]:
     return rows
 
 
-def _claimed(tx: Tx, candidate: Row[Any], offer: Offer, *, spec: JobSpec, gpus: int, cpu_threads: int) -> Claim:
+def _claimed(tx: Tx, candidate: Row[Any], offer: Offer, *, spec: JobSpec, gpus: float, cpu_threads: int) -> Claim:
     run = Run(candidate.id, candidate.attempt + 1, offer.lease_ttl_s)
     tx.run(insert(attempts).values(job_id=run.job_id, number=run.attempt, worker=offer.worker, device=offer.device, started_at=tx.now_ms))
     stored = tx.all(select(checkpoints).where(checkpoints.c.job_id == run.job_id).order_by(checkpoints.c.step.desc()))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any, Literal
 
 from sqlalchemy import and_, bindparam, case, delete, func, select, update
 
+from powergrad.jobs.gpus import QUARTERS, quarters, quarters_with_memory
 from powergrad.jobs.store import Tx, rfc3339
 from powergrad.jobs.tables import IS_OWNED, catalogue, jobs, workers
 
@@ -45,6 +47,8 @@ class Capacity:
     workers: int
     gpus: int
     starting: int = 0
+    short_of_memory: Callable[[float], str | None] = field(default=lambda _: None, compare=False)
+    """Why no GPU has the memory that a part of it is, in words; None where one has, or where all are in use. To be asked in the transaction."""
 
 
 def register(tx: Tx, worker: WorkerInfo, *, state: WorkerState = "ready") -> None:
@@ -70,7 +74,21 @@ def capacity(tx: Tx) -> Capacity:
     """What the live workers have."""
     row = tx.one(_CAPACITY, {"since": tx.now_ms - int(ALIVE_S * 1000)})
     assert row is not None
-    return Capacity(workers=row.workers, gpus=row.gpus, starting=row.starting)
+    return Capacity(row.workers, row.gpus, row.starting, cache(partial(_short_of_memory, tx)))
+
+
+def _short_of_memory(tx: Tx, part: float) -> str | None:
+    short: list[tuple[int, str]] = []
+    for row in tx.all(select(workers.c.host, workers.c.devices).where(_alive(tx), workers.c.state == "ready", workers.c.gpus > 0)):
+        for number, gpu in enumerate(device for device in row.devices if device.get("kind") == "gpu"):
+            total, used = gpu["memory_bytes"], gpu.get("memory_used_bytes")
+            if gpu.get("quarters_in_use", 0) + quarters(part) > QUARTERS:
+                continue
+            if used is None or quarters_with_memory(total, used) >= quarters(part):
+                return None
+            needed = f"{part * total / 2**30:.1f} GiB that {part:g} of it is"
+            short.append((total - used, f"GPU {number} of {row.host} has {(total - used) / 2**30:.1f} GiB free of the {needed}"))
+    return max(short)[1] if short else None
 
 
 def hosts(tx: Tx) -> list[tuple[int, str]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, func, or_, select
 
-from powergrad.jobs import fleet, quotas
+from powergrad.jobs import fleet, gpus, quotas
 from powergrad.jobs.errors import ArtifactNotFound, JobNotFound
 from powergrad.jobs.retention import best_of, checkpoint_id, checkpoint_row, whole_checkpoints
 from powergrad.jobs.rows import LOCAL_OWNER
@@ -247,14 +247,12 @@ def _waiting_for(row: Row[Any] | SimpleNamespace, capacity: fleet.Capacity, now_
     if capacity.workers == 0:
         return "a worker: none is alive"
     if row.gpus is not None and row.gpus > capacity.gpus:
-        return f"needs {_gpus(row.gpus)}; the largest worker has {capacity.gpus or 'none'}"
+        return f"needs {gpus.in_words(row.gpus)}; the largest worker has {capacity.gpus or 'none'}"
     if row.gpus is not None and row.gpus > 1:
-        return f"{_gpus(row.gpus)} of one worker, free at the same time"
+        return f"{gpus.in_words(row.gpus)} of one worker, free at the same time"
+    if row.gpus is not None and 0 < row.gpus < 1:
+        return capacity.short_of_memory(row.gpus) or f"{gpus.in_words(row.gpus)} that is free"
     return "a free slot"
-
-
-def _gpus(count: int) -> str:
-    return "1 GPU" if count == 1 else f"{count} GPUs"
 
 
 def _position(tx: Tx, row: Row[Any] | SimpleNamespace) -> int | None:

@@ -153,8 +153,9 @@ def held_back(tx: Tx, owner: str) -> str | None:
     return None
 
 
-def charge(tx: Tx, owner: str, gpu_ms: int) -> None:
-    """Book GPU time: of a job on two GPUs each second counts twice."""
+def charge(tx: Tx, owner: str, gpu_ms: float) -> None:
+    """Book GPU time: of a job on two GPUs each second counts twice, on half of one it is half a second."""
+    gpu_ms = round(gpu_ms)
     if gpu_ms <= 0:
         return
     if not tx.run(update(owners).where(owners.c.name == owner).values(gpu_ms=owners.c.gpu_ms + gpu_ms)).rowcount:

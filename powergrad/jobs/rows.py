@@ -81,7 +81,7 @@ def owners_with(tx: Tx, which: ColumnElement[bool]) -> list[str]:
         owners.append(owner)
 
 
-def is_runnable(tx: Tx, *, gpus: int | None = None) -> ColumnElement[bool]:
+def is_runnable(tx: Tx, *, gpus: float | None = None) -> ColumnElement[bool]:
     """Queued and due, and, where `gpus` is given, fit for a worker with so many."""
     due = or_(jobs.c.not_before.is_(None), jobs.c.not_before <= tx.now_ms)
     fits = () if gpus is None else (or_(jobs.c.gpus.is_(None), jobs.c.gpus <= gpus),)

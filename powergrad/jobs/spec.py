@@ -11,8 +11,10 @@ import reprlib
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, ValidationError, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
+from powergrad.jobs import gpus
 from powergrad.jobs.errors import Violation, refusal
 from powergrad.spec import (
     NAME_PATTERN,
@@ -79,9 +81,24 @@ _SHOWN = 200  # characters of an offending value that an error repeats
 _LOOKS = 5  # fields, then the rules of a section, of a section that stays wrong, of the whole: a further look finds nothing new
 
 
+def _whole_or_a_part(wanted: float) -> float:
+    try:
+        return gpus.amount(wanted)
+    except ValueError as error:
+        raise PydanticCustomError("out_of_range", gpus.RULE) from error
+
+
+GpuCount = Annotated[
+    float,
+    AfterValidator(_whole_or_a_part),
+    PlainSerializer(gpus.amount, return_type=int | float),  # a float field would write 1 as 1.0
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0, "maximum": gpus.MOST}, {"type": "number", "enum": list(gpus.PARTS)}]}),
+]
+
+
 class ResourcesSpec(SpecModel):
-    gpus: int | None = Field(default=None, ge=0, le=64)
-    """GPUs of one worker for the job: 0 runs on the CPU, more than 1 share each batch; null is 1 where the worker has any, else 0."""
+    gpus: GpuCount | None = None
+    """GPUs of one worker: 0 runs on the CPU, below 1 is a part of one, above 1 they share each batch; null is 1 where there are any, else 0."""
     cpu_threads: int | None = Field(default=None, ge=1, le=1024)
     """Compute threads, part of the exact result; null is all cores of the slot, fixed at the first start."""
 

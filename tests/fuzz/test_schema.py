@@ -38,7 +38,7 @@ FIELDS: dict[str, dict[str, list[Any]]] = {
     },
     "early_stopping": {"metric": ["val_top1", "ema_val_top1"]},
     "ema": {"decay": [0.9]},
-    "resources": {"gpus": [None, 0, 1, 2]},
+    "resources": {"gpus": [None, 0, 0.25, 0.3, 1, 2]},
     "labels": {"a": ["x", "a\nb"], "a b": ["x"]},
     "webhook": {"url": ["https://example.com/x", "ftp://x"], "events": [[], ["job.failed"]]},
 }

@@ -1,4 +1,4 @@
-"""Jobs on several GPUs: as many slots of one worker at once, a turn that is kept, nobody starved and nobody stuck."""
+"""Jobs on several GPUs or on a part of one: slots of one worker at once, a turn that is kept, nobody starved and nobody stuck."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import pytest
 
 from powergrad.jobs import fleet, queries, sweeps
 from powergrad.jobs.claims import Claim, Offer, SlotsWanted
+from powergrad.jobs.gpus import QUARTERS
 from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Store
 from tests.jobs import builders as b
 from tests.stores import FakeClock
+from worker.slots import Reach, Token, choose, reach
 
 
 def register(store: Store, name: str, gpus: int, state: fleet.WorkerState = "ready") -> None:
@@ -21,12 +23,13 @@ def register(store: Store, name: str, gpus: int, state: fleet.WorkerState = "rea
     b.do(store, fleet.register, info, state=state)
 
 
-def offer(worker: str = "w", *, held: int = 1, free: int = 4, in_all: int = 4) -> Offer:
+def offer(worker: str = "w", *, held: float = 1, free: float = 4, in_all: int = 4, part_with_memory: float = 1.0) -> Offer:
     """What a worker of four GPUs offers that holds one and could have the rest."""
-    return Offer(worker=worker, device="GPUs", gpus=held, cpu_threads=3, could_hold=free, in_all=in_all)
+    found = Offer(worker=worker, device="GPUs", gpus=held, cpu_threads=3, could_hold=free, in_all=in_all)
+    return replace(found, part_with_memory=part_with_memory)
 
 
-def wanting(store: Store, gpus: int | None, **overrides: Any) -> str:
+def wanting(store: Store, gpus: float | None, **overrides: Any) -> str:
     return b.submit(store, resources={"gpus": gpus}, **overrides)
 
 
@@ -137,39 +140,125 @@ def test_one_gpu_is_one_gpu(store: Store) -> None:
     assert waiting_for(store, wanting(store, 5)) == "needs 5 GPUs; the largest worker has 4"
 
 
+# --- parts of a GPU
+
+
+def test_a_part_is_asked_for_and_claimed_with_its_share_of_the_threads(store: Store) -> None:
+    job_id = wanting(store, 0.75)
+    with pytest.raises(SlotsWanted) as wanted:
+        b.claim(store, offer())
+    assert wanted.value.count == 0.75
+    claim = b.claimed(store, offer(held=0.75))
+    assert (claim.run.job_id, claim.gpus, claim.cpu_threads) == (job_id, 0.75, 2)
+    assert (b.row(store, job_id).gpus, b.row(store, job_id).resolved["gpus"]) == (0.75, 0.75)
+
+
+def test_a_quarter_has_a_thread_however_few_cores_there_are(store: Store) -> None:
+    wanting(store, 0.25)
+    assert b.claimed(store, offer(held=0.25)).cpu_threads == 1
+
+
+def test_whole_numbers_stay_whole_in_what_is_shown(store: Store) -> None:
+    job_id = wanting(store, 2)
+    assert repr(b.claimed(store, offer(held=2.0)).gpus) == "2"
+    assert repr(b.row(store, job_id).resolved["gpus"]) == "2"
+
+
+def test_who_leaves_it_to_the_worker_gets_no_mere_part(store: Store) -> None:
+    register(store, "w", 1)
+    wanting(store, None)
+    assert b.claim(store, offer(held=0.25, free=0.5, in_all=1)) is None
+    assert b.claimed(store, offer(held=1, free=1, in_all=1)).gpus == 1
+
+
+def test_a_job_on_the_cpu_takes_a_whole_slot_of_a_worker_with_gpus(store: Store) -> None:
+    register(store, "w", 1)
+    job_id = wanting(store, 0)
+    with pytest.raises(SlotsWanted) as wanted:
+        b.claim(store, offer(held=0.25, free=1, in_all=1))
+    assert wanted.value.count == 1
+    assert b.claim(store, offer(held=0.25, free=0.5, in_all=1)) is None, "its turn is kept"
+    assert b.claimed(store).run.job_id == job_id
+
+
+def test_a_whole_gpu_that_is_waited_for_is_not_refilled_with_parts(store: Store) -> None:
+    register(store, "w", 1)
+    whole = wanting(store, 1)
+    wanting(store, 0.25)
+    assert b.claim(store, offer(held=0.25, free=0.75, in_all=1)) is None
+    assert b.claimed(store, offer(held=1, free=1, in_all=1)).run.job_id == whole
+
+
+def test_half_a_gpu_that_is_waited_for_is_not_refilled_with_quarters(store: Store) -> None:
+    register(store, "w", 1)
+    register(store, "x", 1)
+    half, quarter = wanting(store, 0.5), wanting(store, 0.25)
+    assert b.claim(store, offer("w", held=0.25, free=0.25, in_all=1)) is None
+    assert b.claimed(store, offer("x", held=0.25, free=0.25, in_all=1)).run.job_id == quarter
+    assert b.claimed(store, offer("w", held=0.5, free=0.5, in_all=1)).run.job_id == half
+
+
+def test_a_part_whose_memory_another_program_has_is_passed_over(store: Store) -> None:
+    register(store, "w", 4)
+    half, quarter = wanting(store, 0.5), wanting(store, 0.25)
+    with pytest.raises(SlotsWanted) as wanted:
+        b.claim(store, offer(part_with_memory=0.25))
+    assert wanted.value.count == 0.25
+    assert b.claimed(store, offer(held=0.25, part_with_memory=0.25)).run.job_id == quarter
+    assert b.claim(store, offer(part_with_memory=0.25)) is None
+    assert b.state(store, half) is JobState.QUEUED
+
+
+@pytest.mark.parametrize(("gpus", "words"), [(0.25, "a quarter of a GPU"), (0.5, "half a GPU"), (0.75, "three quarters of a GPU")])
+def test_a_part_says_what_it_waits_for(store: Store, gpus: float, words: str) -> None:
+    job_id = wanting(store, gpus)
+    register(store, "w", 0)
+    assert waiting_for(store, job_id) == f"needs {words}; the largest worker has none"
+    register(store, "v", 1)
+    assert waiting_for(store, job_id) == f"{words} that is free"
+
+
 @dataclass
 class Worker:
-    """A worker as its service acts: one slot first, more when the next job wants them."""
+    """A worker as its service acts: one slot first, more or less when the next job wants that."""
 
     store: Store
     name: str
     in_all: int
     running: list[Claim] = field(default_factory=list)
+    held: dict[str, set[Token]] = field(default_factory=dict)
 
     @property
-    def free(self) -> int:
-        return self.in_all - sum(max(1, claim.gpus) for claim in self.running)
+    def free(self) -> dict[int, list[int]]:
+        used = {token for tokens in self.held.values() for token in tokens}
+        return {index: [token for token in range(QUARTERS) if (index, token) not in used] for index in range(self.in_all)}
+
+    def _choose(self, wanted: float) -> set[Token] | None:
+        return choose(self.free, wanted, dict.fromkeys(range(self.in_all), QUARTERS))
 
     def claim(self) -> Claim | None:
-        if self.free == 0:
+        held, could_hold = self._choose(1) or self._choose(0.25), Reach(self.in_all, 1.0)
+        if held is None:
             return None
-        held, could_hold = 1, self.in_all
         while True:
+            offered = offer(self.name, held=len(held) / QUARTERS, free=could_hold.gpus, in_all=self.in_all)
             try:
-                found = b.claim(self.store, offer(self.name, held=held, free=could_hold, in_all=self.in_all))
+                found = b.claim(self.store, offered)
                 break
             except SlotsWanted as wanted:
-                if wanted.count <= self.free:
-                    held = wanted.count
+                if (chosen := self._choose(wanted.count)) is not None:
+                    held = chosen
                 else:
-                    could_hold = self.free
+                    could_hold = could_hold.and_no_more_than(reach(self.free, dict.fromkeys(range(self.in_all), QUARTERS)))
         if found is not None:
+            assert len(held) == (found.gpus or 1) * QUARTERS
             self.running.append(found)
-            assert self.free >= 0
+            self.held[found.run.job_id] = held
         return found
 
     def finish(self, claim: Claim) -> None:
         self.running.remove(claim)
+        del self.held[claim.run.job_id]
         b.finish(self.store, claim.run)
 
 
@@ -205,21 +294,51 @@ def test_two_wide_jobs_of_one_worker_run_one_after_the_other(store: Store) -> No
     assert [one.run.job_id, other.run.job_id] == [first, second]
 
 
+def test_four_quarters_run_beside_each_other_and_a_fifth_waits(store: Store) -> None:
+    register(store, "w", 1)
+    worker = Worker(store, "w", 1)
+    first, *_ = [wanting(store, 0.25) for _ in range(5)]
+    claims = [worker.claim() for _ in range(5)]
+    assert [claim is not None for claim in claims] == [True] * 4 + [False]
+    assert claims[0] is not None
+    assert claims[0].run.job_id == first
+    worker.finish(claims[0])
+    assert worker.claim() is not None
+
+
+def test_a_whole_gpu_is_not_starved_by_quarters_that_keep_coming(store: Store) -> None:
+    register(store, "w", 2)
+    worker = Worker(store, "w", 2)
+    for _ in range(8):
+        wanting(store, 0.25)
+    while worker.claim():
+        pass
+    whole = wanting(store, 1)
+    for _ in range(5):  # one ends, another comes
+        wanting(store, 0.25)
+        worker.finish(worker.running[0])
+        if started := worker.claim():
+            break
+    assert started is not None
+    assert started.run.job_id == whole
+    assert worker.claim() is None, "its GPU was the first to be empty, and the other is full"
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_whatever_comes_everything_that_fits_is_run(sqlite_store: Store, clock: FakeClock, seed: int) -> None:
-    """Workers of all sizes, jobs of all widths, small ones coming as long as a wide one waits: none is left over, no GPU is used twice."""
+    """Workers of all sizes, jobs of all widths, small ones coming as long as a wide one waits: none is left over, no quarter is used twice."""
     store, dice = sqlite_store, random.Random(seed)
     sizes = [dice.choice([1, 2, 4, 8]) for _ in range(3)]
     workers = [Worker(store, f"w{number}", size) for number, size in enumerate(sizes)]
-    widths = [None, *(width for width in (0, 1, 1, 2, 3, 8) if width <= max(sizes))]
+    widths = [None, *(width for width in (0, 0.25, 0.5, 0.5, 0.75, 1, 1, 2, 3, 8) if width <= max(sizes))]
     for worker in workers:
         register(store, worker.name, worker.in_all)
     left = {wanting(store, dice.choice(widths), owner=dice.choice(["ada", "bob"])) for _ in range(12)}
-    for _ in range(150):
+    for _ in range(200):
         dice.choice(workers).claim()
         busy = [worker for worker in workers if worker.running]
         if busy and dice.random() < 0.6:
-            wanting(store, 1, owner=dice.choice(["ada", "bob"]))
+            wanting(store, dice.choice([0.25, 0.25, 1]), owner=dice.choice(["ada", "bob"]))
             worker = dice.choice(busy)
             claim = dice.choice(worker.running)
             worker.finish(claim)

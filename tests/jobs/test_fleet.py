@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from powergrad.jobs import fleet
+from powergrad.jobs import fleet, queries
 from powergrad.jobs.fleet import Capacity, WorkerInfo
 from powergrad.jobs.store import Store
 from tests.jobs.builders import OFFER, claimed, do, submit
@@ -59,3 +59,46 @@ def test_the_newest_catalogue_is_published(store: Store) -> None:
     do(store, fleet.publish, "datasets", [{"name": "digits"}])
     with store.read() as tx:
         assert [entry["name"] for entry in fleet.published(tx, "models")] == ["b", "c"]
+
+
+GIB = 2**30
+
+
+def gpu(used_gib: float | None, quarters_in_use: int = 0) -> dict[str, Any]:
+    used = {} if used_gib is None else {"memory_used_bytes": int(used_gib * GIB)}
+    return {"kind": "gpu", "memory_bytes": 80 * GIB, "quarters_in_use": quarters_in_use, **used}
+
+
+def shortage(store: Store, part: float, *devices: dict[str, Any], state: fleet.WorkerState = "ready") -> str | None:
+    do(
+        store,
+        fleet.register,
+        info(host="box", gpus=len(devices), devices=[{"kind": "cpu", "memory_bytes": 8 * GIB}, *devices]),
+        state=state,
+    )
+    with store.read() as tx:
+        return fleet.capacity(tx).short_of_memory(part)
+
+
+def test_a_part_whose_memory_is_nowhere_free_is_told_how_much_there_is(store: Store) -> None:
+    assert shortage(store, 0.25, gpu(79.5), gpu(76.9)) == "GPU 1 of box has 3.1 GiB free of the 20.0 GiB that 0.25 of it is"
+    assert shortage(store, 0.5, gpu(60, quarters_in_use=2)) == "GPU 0 of box has 20.0 GiB free of the 40.0 GiB that 0.5 of it is"
+
+
+def test_one_gpu_with_the_memory_is_enough(store: Store) -> None:
+    assert shortage(store, 0.25, gpu(79), gpu(20)) is None
+    assert shortage(store, 0.25, gpu(61.5, quarters_in_use=3)) is None, "a little of it is the driver's and the others'"
+
+
+def test_memory_is_not_what_is_missing_where_the_quarters_are_in_use_or_nobody_knows(store: Store) -> None:
+    assert shortage(store, 0.5, gpu(79, quarters_in_use=3)) is None
+    assert shortage(store, 0.5, gpu(79), gpu(None)) is None
+    assert shortage(store, 0.5, gpu(79), state="draining") is None
+
+
+def test_a_waiting_part_says_which_memory_it_waits_for(store: Store) -> None:
+    job_id = submit(store, resources={"gpus": 0.25})
+    shortage(store, 0.25, gpu(76.9))
+    with store.read() as tx:
+        shown = queries.get(tx, job_id)
+    assert shown["queue"]["waiting_for"] == "GPU 0 of box has 3.1 GiB free of the 20.0 GiB that 0.25 of it is"

@@ -178,7 +178,7 @@ def test_workers_that_claim_at_once_never_exceed_the_quota(store: Store) -> None
 # --- GPU seconds
 
 
-def on_gpus(store: Store, gpus: int) -> rows.Run:
+def on_gpus(store: Store, gpus: float) -> rows.Run:
     submit(store, resources={"gpus": gpus})
     return b.claimed(store, replace(FOUR_GPUS, gpus=gpus)).run
 
@@ -189,6 +189,14 @@ def test_every_gpu_of_a_job_counts_at_each_renewal_and_at_its_end(store: Store) 
     assert usage(store)["gpu_seconds"]["used"] == 3.0
     b.do(store, recording.finish, run, End(Outcome.SUCCEEDED, None), trained_ms=500)
     assert usage(store)["gpu_seconds"]["used"] == 4.0
+
+
+def test_a_part_of_a_gpu_costs_its_part_of_the_time(store: Store) -> None:
+    run = on_gpus(store, 0.25)
+    b.do(store, recording.renew, run, trained_ms=1500)
+    assert usage(store)["gpu_seconds"]["used"] == 0.375
+    b.do(store, recording.finish, run, End(Outcome.SUCCEEDED, None), trained_ms=501)
+    assert usage(store)["gpu_seconds"]["used"] == 0.5, "milliseconds are whole"
 
 
 def test_a_job_on_cores_costs_no_gpu_time(store: Store) -> None:
