@@ -84,7 +84,7 @@ class World:
             hold_epoch = hold_epoch or HOLDS[pick % len(HOLDS)]
 
             def post() -> str:
-                made = {"priority": amount % 10, "epochs": EPOCHS, "limits": limits}
+                made: dict[str, Any] = {"priority": amount % 10, "epochs": EPOCHS, "limits": limits}
                 return b.submit(self.store, key=key, owner=owner, hold_epoch=hold_epoch, **made)
 
             try:
@@ -235,7 +235,9 @@ class World:
         while (found := b.claim(self.store)) is not None:
             resumed = found.resume[0].step if found.resume else 0
             last = max(resumed, Worker("", found).goal)
-            rest = [b.step(number) for number in range(resumed + 1, last + 1)]
+            rest: list[protocol.Message] = [b.step(number) for number in range(resumed + 1, last + 1)]
+            if rest:
+                rest.append(b.checkpoint(last, attempt=found.run.attempt))
             b.record(self.store, found.run, b.plan(resumed_step=resumed, epochs=EPOCHS), *rest)
             b.finish(self.store, found.run, Outcome.SUCCEEDED if last == STEPS else Outcome.HELD)
             self.everything_holds()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import suppress
+from typing import Any
 
 import psutil
 import pytest
@@ -285,7 +286,12 @@ def test_a_job_begins_with_anothers_weights_or_says_that_they_are_gone(place: Pl
     origin = place.submit(epochs=1)
     assert place.until_state(origin, "succeeded", "failed")["state"] == "succeeded"
     # a rate that moves no weight: what it ends with is what it began with (a seed of its own would show)
-    frozen = {"model": {"init_from": f"{origin}/latest"}, "epochs": 1, "seed": 7, "optimizer": {"lr": 1e-12, "weight_decay": 0.0}}
+    frozen: dict[str, Any] = {
+        "model": {"init_from": f"{origin}/latest"},
+        "epochs": 1,
+        "seed": 7,
+        "optimizer": {"lr": 1e-12, "weight_decay": 0.0},
+    }
     heir = place.submit(**frozen)
     assert place.until_state(heir, "succeeded", "failed")["state"] == "succeeded"
     assert torch.allclose(classifier(place, heir), classifier(place, origin), rtol=0.0, atol=1e-8)  # a rate of 1e-12, eleven times
