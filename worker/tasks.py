@@ -22,6 +22,7 @@ import structlog
 from powergrad.jobs import datasets, tasks
 from powergrad.jobs.artifacts import Artifacts
 from powergrad.jobs.errors import Fenced
+from powergrad.jobs.experiments import answers
 from powergrad.jobs.store import Store, is_unavailable
 from worker import child
 from worker.ends import signal_name
@@ -69,6 +70,7 @@ def check_s(arguments: Mapping[str, Any]) -> float:
 KINDS = {
     "predict": Kind("powergrad.predict:predict"),
     datasets.CHECK: Kind("powergrad.data.check:check", check_s, CHECK_MEMORY_BYTES),
+    answers.KIND: Kind("powergrad.experiments.analysis:analyse", memory_bytes=CHECK_MEMORY_BYTES),
 }
 
 

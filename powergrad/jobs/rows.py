@@ -20,6 +20,7 @@ from powergrad.jobs.errors import (
     IllegalMove,
     JobNotFound,
 )
+from powergrad.jobs.experiments import news
 from powergrad.jobs.states import MOVES, TERMINAL, End, JobState, NextMove, Outcome, next_move
 from powergrad.jobs.store import Tx
 from powergrad.jobs.tables import (
@@ -52,7 +53,9 @@ def forget(tx: Tx, job_ids: Sequence[str]) -> None:
     for table in (job_labels, attempts, events, metric_chunks, checkpoints, artifacts, idempotency_keys):
         tx.run(delete(table).where(table.c.job_id.in_(job_ids)))
     asked = tx.all(delete(tasks).where(tasks.c.job_id.in_(job_ids)).returning(tasks.c.id))
-    tx.run(delete(jobs).where(jobs.c.id.in_(job_ids)))
+    for gone in tx.all(delete(jobs).where(jobs.c.id.in_(job_ids)).returning(jobs.c.id, jobs.c.seq, jobs.c.experiment)):
+        if gone.experiment is not None:
+            news.tell(tx, gone.experiment, gone.id, gone.seq + 1)
     owe(tx, *(f"tasks/{task.id}" for task in asked), *map(job_dir, job_ids))
 
 
@@ -172,6 +175,30 @@ def move(
     outbox.announce(tx, row, to, (values or {}).get("reason"))
 
 
+def move_all(tx: Tx, rows: Sequence[Row[Any]], path: Sequence[JobState], values: dict[str, Any] | None = None) -> None:
+    """Move many jobs, whose rows this transaction has read and holds, through the same states, each with its events: a few statements."""
+    if not rows:
+        return
+    for row in rows:
+        hops = list(zip([JobState(row.state), *path], path, strict=False))
+        assert all(to in MOVES[origin] for origin, to in hops), f"no way from {row.state} through {', '.join(path)}"
+    counted = {name: jobs.c[name] + len(path) for name in ("seq", "version")} | {"revision": jobs.c.revision + 1}
+    ids = [row.id for row in rows]
+    moved = tx.run(update(jobs).where(jobs.c.id.in_(ids)).values(**(values or {}), **counted, state=path[-1])).rowcount
+    assert moved == len(ids), "they are held"
+    tx.run(insert(events), [event for row in rows for event in _hops_told(tx, row, path)])
+    for row in rows:
+        for to in path:
+            outbox.announce(tx, row, to)
+        if row.experiment is not None:
+            news.tell(tx, row.experiment, row.id, row.seq + len(path))
+
+
+def _hops_told(tx: Tx, row: Row[Any], path: Sequence[JobState]) -> list[dict[str, Any]]:
+    told = [state_event(origin, to, row.attempt) for origin, to in zip([JobState(row.state), *path], path, strict=False)]
+    return [{"job_id": row.id, "seq": row.seq + 1 + i, "at": tx.now_ms, "type": kind, "data": data} for i, (kind, data) in enumerate(told)]
+
+
 def state_event(origin: JobState, to: JobState, attempt: int) -> Event:
     return "state", {"from": origin, "to": to, "attempt": attempt}
 
@@ -179,7 +206,9 @@ def state_event(origin: JobState, to: JobState, attempt: int) -> Event:
 def write(tx: Tx, where: ColumnElement[bool], values: dict[str, Any], happened: Sequence[Event]) -> Row[Any] | None:
     """UPDATE one job and append its events, numbered from the row's own counter; None when the condition found no row."""
     counted = {"seq": jobs.c.seq + len(happened), "revision": jobs.c.revision + 1}
-    row = tx.one(update(jobs).where(where).values(**values, **counted).returning(jobs.c.id, jobs.c.seq))
+    row = tx.one(update(jobs).where(where).values(**values, **counted).returning(jobs.c.id, jobs.c.seq, jobs.c.experiment))
+    if row is not None and row.experiment is not None and "state" in values:
+        news.tell(tx, row.experiment, row.id, row.seq)
     if row is not None and happened:
         first = row.seq - len(happened) + 1
         numbered = [

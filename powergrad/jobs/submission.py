@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import and_, delete, insert, select
 from ulid import ULID
@@ -53,6 +53,9 @@ class Submission:
     body_sha256: str = ""
     notes: str = ""
     cloned_from: str | None = None
+    experiment: str | None = None
+    job_id: str | None = None
+    """A new id that was chosen before; None: one is made."""
     hold_epoch: int | None = None
     """Epochs after which it pauses itself; None, or one that is not before its last, is no hold."""
 
@@ -87,9 +90,9 @@ def submit_all(tx: Tx, group: Sequence[Submission]) -> list[Submitted | JobError
     queued: Counter[str] = Counter()
     limited = quotas.limited(tx, {new.owner for new in group})
     for new in group:
-        job_id = f"job_{ULID.from_timestamp(tx.now_ms)}"  # the database's clock: ids sort as created_at does
+        job_id = new.job_id or f"job_{ULID.from_timestamp(tx.now_ms)}"  # the database's clock: ids sort as created_at does
         try:
-            earlier = None if new.idempotency_key is None else _take_key(tx, new, job_id)
+            earlier = None if new.idempotency_key is None else take_key(tx, new, job_id)
         except IdempotencyMismatch as error:
             results.append(error)
             continue
@@ -147,6 +150,7 @@ def _new_row(tx: Tx, job_id: str, new: Submission) -> dict[str, Any]:
         "progress": initial_progress(spec.epochs),
         "latest": {},
         "best": {},
+        "experiment": new.experiment,
         "hold_epoch": new.hold_epoch,
         "created_at": tx.now_ms,
         "queued_at": tx.now_ms,
@@ -159,15 +163,29 @@ def _created(tx: Tx, row: dict[str, Any], new: Submission) -> dict[str, Any]:
     return {"job_id": row["id"], "seq": 1, "at": tx.now_ms, "type": "created", "data": data}
 
 
-def _take_key(tx: Tx, new: Submission, job_id: str) -> str | None:
-    """The job stored earlier under this key, or None after taking the key for `job_id`. A concurrent twin waits for our commit here."""
+class Keyed(Protocol):
+    """What may come with an idempotency key."""
+
+    @property
+    def owner(self) -> str: ...
+    @property
+    def idempotency_key(self) -> str | None: ...
+    @property
+    def body_sha256(self) -> str: ...
+
+
+def take_key(tx: Tx, new: Keyed, job_id: str) -> str | None:
+    """What was stored earlier under this key, or None after taking the key for `job_id`. A concurrent twin waits for our commit here.
+
+    Raises IdempotencyMismatch.
+    """
     statement = tx.insert(idempotency_keys).on_conflict_do_nothing().returning(idempotency_keys.c.job_id)
     row = {"owner": new.owner, "key": new.idempotency_key, "body_sha256": new.body_sha256, "job_id": job_id, "created_at": tx.now_ms}
     if tx.one(statement, row) is not None:
         return None
     held = tx.one(select(idempotency_keys).where(idempotency_keys.c.owner == new.owner, idempotency_keys.c.key == new.idempotency_key))
     if held is None:
-        return _take_key(tx, new, job_id)  # it was let go while we waited for it
+        return take_key(tx, new, job_id)  # it was let go while we waited for it
     if held.body_sha256 != new.body_sha256:
         raise IdempotencyMismatch(new.idempotency_key or "")
     return str(held.job_id)

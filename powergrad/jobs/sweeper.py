@@ -17,6 +17,8 @@ import structlog
 
 from powergrad.jobs import claims, debts, fleet, keys, sweeps, tasks
 from powergrad.jobs.artifacts import Artifacts
+from powergrad.jobs.experiments import analyses
+from powergrad.jobs.experiments import lifecycle as experiments
 from powergrad.jobs.store import Store, is_unavailable
 
 INTERVAL_S = 2.0
@@ -53,6 +55,24 @@ def sweep_once(store: Store, artifacts: Artifacts, ring: Callable[[], None], *, 
     if swept.runnable or again:
         ring()
     return swept
+
+
+def advance_experiments(store: Store, artifacts: Artifacts, ring: Callable[[], None]) -> None:
+    """Take every experiment that has news as far as it goes, each in transactions of its own: one that cannot be moved holds up no other."""
+    with store.read() as tx:
+        some = experiments.waiting(tx)
+    for experiment_id in some:
+        try:
+            with store.write() as tx:
+                advanced = experiments.advance(tx, experiment_id)
+            handed_over = advanced.asked is not None and analyses.hand_over(store, artifacts, advanced.asked)
+        except Exception as error:
+            if is_unavailable(error):
+                raise
+            log.exception("an experiment does not advance", experiment=experiment_id)
+            continue
+        if advanced.rings or handed_over:
+            ring()
 
 
 def free(store: Store, artifacts: Artifacts, paths: Sequence[str]) -> None:
@@ -104,6 +124,7 @@ class Sweeper:
         """One round; whether the next is due at once."""
         expires = time.monotonic() - self._expired_s >= self.expiry_interval_s
         try:
+            advance_experiments(self.store, self.artifacts, self.ring)
             swept = sweep_once(self.store, self.artifacts, self.ring, expires=expires)
         except Exception as error:  # the sweeper outlives its rounds
             if is_unavailable(error):

@@ -17,6 +17,7 @@ from powergrad.jobs.tables import (
     IS_OWNED,
     checkpoints,
     deletions,
+    experiments,
     idempotency_keys,
     jobs,
 )
@@ -54,7 +55,7 @@ def sweep(tx: Tx) -> Swept:
 def expire(tx: Tx, *, limit: int = MOST_EXPIRED) -> list[str]:
     """Delete jobs that have outlived their end by their `ttl_seconds`, or else by the server's; their ids, the first ended first.
 
-    A job stays while one of its checkpoints is pinned, or while a job that has not ended starts from one.
+    A job stays while one of its checkpoints is pinned, while a job that has not ended starts from one, or while its experiment has not ended.
     """
     if not has_outlived(tx):
         return []
@@ -78,7 +79,8 @@ def _outlived(tx: Tx) -> ColumnElement[bool]:
     if tx.job_ttl_s is not None:
         over = or_(over, and_(jobs.c.ttl_s.is_(None), jobs.c.finished_at <= tx.now_ms - int(1000 * tx.job_ttl_s)))
     pinned = select(checkpoints.c.step).where(checkpoints.c.job_id == jobs.c.id, checkpoints.c.pinned)
-    return and_(jobs.c.finished_at.is_not(None), over, ~pinned.exists())
+    at_work = select(experiments.c.id).where(experiments.c.id == jobs.c.experiment, experiments.c.finished_at.is_(None))
+    return and_(jobs.c.finished_at.is_not(None), over, ~pinned.exists(), ~at_work.exists())
 
 
 def _origins_in_use(tx: Tx) -> set[str]:

@@ -359,5 +359,19 @@ experiment_runs = Table(
     Column("seed", BigInteger, primary_key=True),
     Column("settings", Json, nullable=False),
     Column("job_id", String(40), nullable=False),
+    # what follows is of the job's last end, as it was seen: it stays when the job is deleted
+    Column("state", String(16)),
+    Column("ended_at", BigInteger),
+    Column("score", Float),  # the experiment's metric after the last evaluation; NULL where there is none, or it was not finite
+    Column("result", Json),  # {reason, final, curve, seconds, joules, provenance}
     Index("ix_experiment_runs_job", "job_id", unique=True),
+)
+
+experiment_news = Table(
+    "experiment_news",  # a job of the experiment has moved: taken away by whoever looks at the experiment
+    metadata,
+    Column("job_id", String(40), primary_key=True),
+    Column("seq", BigInteger, primary_key=True),  # of the job's newest event: no two moves ever write the same row, or wait for each other
+    Column("experiment_id", String(40), nullable=False),
+    Index("ix_experiment_news_experiment", "experiment_id"),
 )

@@ -21,6 +21,7 @@ from ulid import ULID
 from powergrad.jobs import datasets
 from powergrad.jobs.debts import owe
 from powergrad.jobs.errors import Fenced, TaskNotFound
+from powergrad.jobs.experiments import answers
 from powergrad.jobs.rows import LOCAL_OWNER
 from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Tx, rfc3339
@@ -39,7 +40,7 @@ class Ended(Protocol):
     def __call__(self, tx: Tx, task_id: str, *, result: dict[str, Any] | None, error: dict[str, Any] | None) -> None: ...
 
 
-ENDED: dict[str, Ended] = {datasets.CHECK: datasets.check_ended}
+ENDED: dict[str, Ended] = {datasets.CHECK: datasets.check_ended, answers.KIND: answers.ended}
 
 
 @dataclass(frozen=True)

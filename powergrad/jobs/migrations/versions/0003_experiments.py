@@ -54,12 +54,25 @@ def upgrade() -> None:
         sa.Column("seed", sa.BigInteger(), nullable=False),
         sa.Column("settings", JSON, nullable=False),
         sa.Column("job_id", sa.String(length=40), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=True),
+        sa.Column("ended_at", sa.BigInteger(), nullable=True),
+        sa.Column("score", sa.Float(), nullable=True),
+        sa.Column("result", JSON, nullable=True),
         sa.PrimaryKeyConstraint("experiment_id", "stage", "arm", "candidate", "seed", name=op.f("pk_experiment_runs")),
     )
     op.create_index("ix_experiment_runs_job", "experiment_runs", ["job_id"], unique=True)
+    op.create_table(
+        "experiment_news",
+        sa.Column("job_id", sa.String(length=40), nullable=False),
+        sa.Column("seq", sa.BigInteger(), nullable=False),
+        sa.Column("experiment_id", sa.String(length=40), nullable=False),
+        sa.PrimaryKeyConstraint("job_id", "seq", name=op.f("pk_experiment_news")),
+    )
+    op.create_index("ix_experiment_news_experiment", "experiment_news", ["experiment_id"])
 
 
 def downgrade() -> None:
+    op.drop_table("experiment_news")
     op.drop_table("experiment_runs")
     op.drop_table("experiments")
     if op.get_bind().dialect.name == "postgresql":
