@@ -82,6 +82,12 @@ def test_what_is_lower_is_better_for_a_loss_and_counted_in_nats() -> None:
     )
 
 
+def test_a_lower_loss_is_the_better_side_of_what_is_open_and_of_a_single_seed() -> None:
+    lower = plus([0.012, -0.004, 0.01, 0.002, 0.004], -1)
+    assert "from 0.003 nats worse to 0.013 nats better cannot be excluded" in said(BASE, lower, metric="val_loss", direction="min")
+    assert said([0.5], [0.4], metric="val_loss", direction="min").endswith("α = 0.5 was 0.1 nats better")
+
+
 def test_nothing_finished_yet() -> None:
     assert said([0], [0], runs=[run(0, 0, None, state="running"), run(1, 0, None, state="queued")]) == "no run has finished yet"
 
@@ -109,11 +115,8 @@ def test_of_many_arms_a_few_are_named_and_the_others_counted() -> None:
 
 
 def test_a_bound_just_off_zero_is_not_shown_as_zero() -> None:
-    """0.0 to 2.4 points would contradict the claim."""
-    verdict = said(BASE, plus([0.012, 0.022, 0.004, 0.018, 0.004]))
-    near = float(re.findall(r"95 % CI ([\d.]+) to", verdict)[0])
-    assert "is better" in verdict
-    assert near > 0
+    """0.0 to 2.0 points would contradict the claim."""
+    assert "better than α = 1 by 1.00 points (95 % CI 0.02 to 1.98, " in said(BASE, plus([0.00002, 0.02002, 0.01502, 0.00502, 0.01002]))
 
 
 @given(
