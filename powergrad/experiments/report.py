@@ -26,7 +26,7 @@ from powergrad.card import plain
 from powergrad.experiments import pictures, units
 from powergrad.experiments.findings import ArmFindings, Estimate, Evidence, Findings, TuningEvidence
 from powergrad.experiments.labels import labels, short, words
-from powergrad.experiments.units import NOTHING, Unit, p_value, printable
+from powergrad.experiments.units import NOTHING, Unit, p_value, printable, shortened
 from powergrad.spreadsheets import spreadsheet_safe
 
 MEDIA_TYPES = {
@@ -37,6 +37,7 @@ MEDIA_TYPES = {
     "plot.png": "image/png",
     "runs.csv": "text/csv; charset=utf-8",
 }
+NAME_LETTERS = 90
 ENDED_BADLY = ("failed", "cancelled")
 OTHER_METRICS = (
     "val_top1",
@@ -258,7 +259,7 @@ def _difference_row(arm: ArmFindings, unit: Unit) -> list[str] | None:
     effect = difference["effect_size"]
     more = difference["more_seeds"]
     return [
-        arm["label"],
+        _name(arm),
         str(difference["n"]),
         unit.difference(difference["mean"]),
         _signed_interval(difference, "", unit),
@@ -282,27 +283,41 @@ def _interval(estimate: Mapping[str, Any], prefix: str, unit: Unit) -> str:
 
 
 def _arms(findings: Findings, evidence: Evidence, *, drawn: bool) -> Section:
-    unit = units.unit(findings["metric"])
-    columns = ["arm", "jobs", "n", units.titled(findings["metric"]), "sd", "95 % t interval", "95 % bootstrap"]
-    rows = []
-    for arm in findings["arms"]:
-        found = arm["metrics"].get(findings["metric"], _NONE)
-        counts = ", ".join(f"{count} {state}" for state, count in arm["counts"].items()) or NOTHING
-        rows.append([
-            _marked(arm, findings), counts, str(found["n"]), unit.value(found["mean"]), unit.value(found["sd"]),
-            _interval(found, "", unit), _interval(found, "boot_", unit),
-        ])  # fmt: skip
-    table = Table("Mean over seeds", columns, rows, frozenset({0, 1}))
+    title = units.titled(findings["metric"])
+    if findings["strategy"] != "grid" and len(findings["seeds"]) == 1:
+        arms = sorted(findings["arms"], key=lambda arm: _order(arm, findings))
+        rows = [_arm_row(arm, findings)[:4] for arm in arms]
+        return Section("arms", "The arms", [Table("The best first", ["arm", "jobs", "n", title], rows, frozenset({0, 1}))])
+    columns = ["arm", "jobs", "n", title, "sd", "95 % t interval", "95 % bootstrap"]
+    table = Table("Mean over seeds", columns, [_arm_row(arm, findings) for arm in findings["arms"]], frozenset({0, 1}))
     strip = [_picture("strip", "The final value of every run, by arm", pictures.strip(findings, evidence))] if drawn else []
     return Section("arms", "The arms", [table, *strip])
+
+
+def _order(arm: ArmFindings, findings: Findings) -> tuple[bool, float]:
+    """The best first, those without a value last."""
+    mean = arm["metrics"].get(findings["metric"], _NONE)["mean"]
+    return mean is None, (mean or 0.0) * (-1 if findings["direction"] == "max" else 1)
+
+
+def _arm_row(arm: ArmFindings, findings: Findings) -> list[str]:
+    unit, found = units.unit(findings["metric"]), arm["metrics"].get(findings["metric"], _NONE)
+    counts = ", ".join(f"{count} {state}" for state, count in arm["counts"].items()) or NOTHING
+    intervals = [_interval(found, prefix, unit) for prefix in ("", "boot_")]
+    return [_marked(arm, findings), counts, str(found["n"]), unit.value(found["mean"]), unit.value(found["sd"]), *intervals]
 
 
 _NONE = Estimate(n=0, mean=None, sd=None, low=None, high=None, boot_low=None, boot_high=None)
 
 
+def _name(arm: ArmFindings) -> str:
+    """As tables have it; the specs have the whole label."""
+    return shortened(arm["label"], NAME_LETTERS)
+
+
 def _marked(arm: ArmFindings, findings: Findings) -> str:
     roles = [role for role, of in (("baseline", findings["baseline"]), ("best mean", findings["best"])) if of == arm["index"]]
-    return f"{arm['label']} ({', '.join(roles)})" if roles else arm["label"]
+    return f"{_name(arm)} ({', '.join(roles)})" if roles else _name(arm)
 
 
 def _convergence(findings: Findings) -> Section:
@@ -374,7 +389,7 @@ def _tuned(findings: Findings, tuning: TuningEvidence) -> Iterator[str | Table]:
         for number, rung in enumerate(tuning["rungs"], 1)
         for score in rung["scores"]
     ]  # fmt: skip
-    label = findings["arms"][tuning["arm"]]["label"]
+    label = _name(findings["arms"][tuning["arm"]])
     chosen = "not chosen yet" if tuning["chosen"] is None else f"chosen: {_settings(tuning['chosen'])}"
     columns = ["round", "epochs", "settings", "n", units.titled(findings["metric"]), "sd", "outcome"]
     yield Table(f"{label}: {chosen} (seeds {', '.join(map(str, tuning['seeds']))})", columns, rows, frozenset({2, 6}))
@@ -397,7 +412,7 @@ def _runs(findings: Findings, evidence: Evidence) -> Section:
     metric, unit = findings["metric"], units.unit(findings["metric"])
     rows = [
         [
-            run["job"], findings["arms"][run["arm"]]["label"], str(run["seed"]), run["state"], unit.value(run["final"].get(metric)),
+            run["job"], _name(findings["arms"][run["arm"]]), str(run["seed"]), run["state"], unit.value(run["final"].get(metric)),
             units.SECONDS.value(run["seconds"]), units.JOULES.value(run["joules"]),
         ]
         for run in evidence["runs"]
@@ -408,7 +423,7 @@ def _runs(findings: Findings, evidence: Evidence) -> Section:
 
 def _failures(findings: Findings, evidence: Evidence) -> Section:
     rows = [
-        [run["job"], findings["arms"][run["arm"]]["label"], str(run["seed"]), run["state"], run["reason"] or NOTHING]
+        [run["job"], _name(findings["arms"][run["arm"]]), str(run["seed"]), run["state"], run["reason"] or NOTHING]
         for run in evidence["runs"]
         if run["state"] in ENDED_BADLY
     ]
