@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import Row, and_, func, insert, select
+from sqlalchemy import ColumnElement, Row, and_, func, insert, select, text
 
 from powergrad import protocol
 from powergrad.jobs import datasets, fleet, outbox, quotas
@@ -31,6 +32,8 @@ from powergrad.jobs.tables import (
 )
 
 CLAIM_CANDIDATES = 64
+SIBLINGS = 8  # of an experiment, among which one has said its precision as soon as any has
+FIRST_LOCKS = 0x66697273  # "firs": these advisory locks among others of the database
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ def claim(tx: Tx, offer: Offer) -> Claim | None:
     """
     hosts = _Hosts(tx)
     for candidate in _candidates(tx, offer):
-        wanted = _wanted(candidate, offer)
+        alike = _as_its_siblings(tx, candidate)
+        wanted = alike["gpus"] if candidate.gpus is None and alike else _wanted(candidate, offer)
         if _size(wanted) > max(offer.size, offer.could_hold):
             if hosts.take(wanted) == offer.worker:
                 return None
@@ -130,8 +134,9 @@ def claim(tx: Tx, offer: Offer) -> Claim | None:
         if candidate.dataset_id is not None and place is None:
             _fail_without_data(tx, candidate)
             continue
-        cpu_threads = candidate.resolved.get("cpu_threads") or spec.resources.cpu_threads or max(1, int(offer.cpu_threads * _size(wanted)))
-        resolved = {**candidate.resolved, "cpu_threads": cpu_threads, "gpus": wanted}
+        resolved = {**alike, **candidate.resolved}
+        cpu_threads = resolved.get("cpu_threads") or spec.resources.cpu_threads or max(1, int(offer.cpu_threads * _size(wanted)))
+        resolved |= {"cpu_threads": cpu_threads, "gpus": wanted}
         values = {
             "state": JobState.RUNNING,
             "attempt": candidate.attempt + 1,
@@ -146,6 +151,8 @@ def claim(tx: Tx, offer: Offer) -> Claim | None:
             "gpus": wanted,
             "progress": {**candidate.progress, "phase": "starting", "eta_s": None, "images_per_s": None},
         }
+        if not alike and not _may_be_first(tx, candidate):
+            continue  # another worker takes the first of its experiment just now: the next look knows what that one has settled
         # version: everything above was read before the row was ours, and the user may have changed it since
         where = and_(jobs.c.id == candidate.id, jobs.c.state == JobState.QUEUED, jobs.c.version == candidate.version)
         happened: list[Event] = [
@@ -156,8 +163,45 @@ def claim(tx: Tx, offer: Offer) -> Claim | None:
             continue  # somebody else has it
         outbox.announce(tx, candidate, JobState.RUNNING)
         taken = _claimed(tx, candidate, offer, spec=spec, gpus=wanted, cpu_threads=cpu_threads)
-        return replace(taken, init_from=origin, dataset=place)
+        return replace(taken, init_from=origin, dataset=place, precision=resolved.get("precision"))
     return None
+
+
+def _as_its_siblings(tx: Tx, candidate: Row[Any]) -> dict[str, Any]:
+    """What the first job of its experiment has settled for all of them: cpu_threads, gpus and, once its trainer has said it, the precision.
+
+    They are part of the bits, and runs are compared in pairs. Empty for a job that has settled them itself, and where none has yet.
+    """
+    if candidate.experiment is None or candidate.resolved:
+        return {}
+    siblings = tx.all(select(jobs.c.resolved, jobs.c.spec).where(*_claimed_before(candidate)).order_by(jobs.c.id).limit(SIBLINGS))
+    if not siblings:
+        return {}
+    same = [
+        row.resolved["precision"]
+        for row in siblings
+        if "precision" in row.resolved and row.spec["precision"] == candidate.spec["precision"]
+    ]
+    settled = {name: siblings[0].resolved[name] for name in ("cpu_threads", "gpus")}
+    return {**settled, "precision": same[0]} if same else settled
+
+
+def _may_be_first(tx: Tx, candidate: Row[Any]) -> bool:
+    """Whether the job may settle what all of its experiment compute with: of two that could be the first, one.
+
+    The other does not wait: a claim may hold rows of jobs that it has failed on its way, and whoever holds a row must not wait for a claim.
+    """
+    if candidate.experiment is None or candidate.resolved:
+        return True
+    if tx.connection.dialect.name == "postgresql":
+        key = zlib.crc32(candidate.experiment.encode()) - 2**31
+        if not tx.run(text("SELECT pg_try_advisory_xact_lock(:locks, :key)"), {"locks": FIRST_LOCKS, "key": key}).scalar_one():
+            return False
+    return tx.one(select(jobs.c.id).where(*_claimed_before(candidate)).limit(1)) is None  # it may have come between our look and the lock
+
+
+def _claimed_before(candidate: Row[Any]) -> tuple[ColumnElement[bool], ...]:
+    return jobs.c.experiment == candidate.experiment, jobs.c.attempt > 0
 
 
 def _wanted(candidate: Row[Any], offer: Offer) -> float:
