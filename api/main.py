@@ -19,6 +19,7 @@ from api.routes import (
     checkpoints,
     datasets,
     events,
+    experiments,
     health,
     jobs,
     keys,
@@ -42,6 +43,7 @@ Train image classifiers over HTTP. POST a spec to `/v1/jobs`; the answer is a jo
 """
 TAGS = [
     {"name": "jobs", "description": "Submit, look, move, change, delete."},
+    {"name": "experiments", "description": "Questions that many jobs answer: ask, look, move the whole, fetch the report."},
     {"name": "events", "description": "What happened, numbered without gaps, as a list or a stream."},
     {"name": "metrics", "description": "Series of numbers."},
     {"name": "logs", "description": "What the trainers wrote."},
@@ -86,6 +88,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     for noun in (
         jobs,
         moves,
+        experiments,
         events,
         metrics,
         logs,
@@ -103,7 +106,19 @@ def create_app(settings: ApiSettings) -> FastAPI:
     ):
         app.include_router(noun.router)
     pages.install(app)
-    openapi.install(app, (*jobs.BODIES, *moves.BODIES, *datasets.BODIES, *webhooks.BODIES, *keys.BODIES, *session.BODIES, *usage.BODIES))
+    openapi.install(
+        app,
+        (
+            *jobs.BODIES,
+            *moves.BODIES,
+            *experiments.BODIES,
+            *datasets.BODIES,
+            *webhooks.BODIES,
+            *keys.BODIES,
+            *session.BODIES,
+            *usage.BODIES,
+        ),
+    )
     errors.install(app)
     app.add_middleware(Border, measures=parts.measures, key_ring=parts.key_ring)
     return app

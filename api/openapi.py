@@ -14,6 +14,8 @@ from pydantic.json_schema import models_json_schema
 from api import access, errors
 from api.documents import ProblemDocument
 from api.errors import Kind
+from powergrad.jobs.experiments.spec import ExperimentSpec
+from powergrad.jobs.spec import JobSpec
 
 Responses = dict[int | str, dict[str, Any]]
 REFERENCE = "#/components/schemas/{model}"
@@ -32,6 +34,9 @@ GIVES = {
     ("createJob", "202"): {"job_id": "$response.body#/id"},
     ("cloneJob", "202"): {"job_id": "$response.body#/id"},
     ("listJobs", "200"): {"job_id": "$response.body#/data/0/id"},
+    ("createExperiment", "202"): {"experiment_id": "$response.body#/id"},
+    ("cloneExperiment", "202"): {"experiment_id": "$response.body#/id"},
+    ("listExperiments", "200"): {"experiment_id": "$response.body#/data/0/id"},
     ("listCheckpoints", "200"): {"job_id": "$request.path.job_id", "checkpoint_id": "$response.body#/data/0/id"},
     ("listArtifacts", "200"): {"job_id": "$request.path.job_id", "name": "$response.body#/data/0/name"},
     ("createDataset", "202"): {"name": "$response.body#/name"},
@@ -128,6 +133,8 @@ def _document(app: FastAPI, bodies: list[type[BaseModel]]) -> dict[str, Any]:
     schemas = found.setdefault("components", {}).setdefault("schemas", {})
     for name, schema in extra["$defs"].items():
         schemas.setdefault(name, schema)
+    # to pydantic any object, so that its violations are told by the rules of specs, with their places
+    schemas[ExperimentSpec.__name__]["properties"]["spec"] = {"$ref": REFERENCE.format(model=JobSpec.__name__)}
     schemas[errors.SCHEMA_NAME] = schemas.pop(ProblemDocument.__name__)
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which nothing here sends
         schemas.pop(name, None)

@@ -1,4 +1,5 @@
-"""`powergrad demo`: the whole service, a real job and its twin without PowerGrad Transform, from nothing to verified weights."""
+"""`powergrad demo`: the whole service, a real job and its twin without PowerGrad Transform, from nothing to verified weights; then the question that
+one pair cannot answer, as an experiment with a verdict."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,13 +19,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from powergrad.cli import console
+from powergrad.cli import arms, console
 from powergrad.cli import watch as watching
 from powergrad.cli.console import Code, Finish, Problem
 from powergrad.cli.stack import DEFAULT_PORT, Stack, StackError
 
 if TYPE_CHECKING:
-    from powergrad.client import Job
+    from powergrad.client import AsyncClient, ExperimentView, Job
 
 READY_S = 120.0
 TICK_S = 0.1
@@ -41,6 +42,20 @@ RECIPE: dict[str, Any] = {
     "labels": {"from": "demo"},
 }
 ALPHAS = {"digits-pgt": 0.25, "digits-twin": 1.0}
+QUESTION: dict[str, Any] = {
+    "name": "digits-alpha",
+    "spec": {
+        "data": {"dataset": "digits", "image_size": 8, "batch_size": 64},
+        "model": {"name": "resnet8"},
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        "schedule": {"name": "cosine", "warmup_epochs": 1},
+        "epochs": 6,
+        "resources": {"gpus": 0, "cpu_threads": 1},
+        "labels": {"from": "demo"},
+    },
+    "grid": {"loss.alpha": [1.0, 0.25]},
+    "seeds": 3,
+}
 
 
 def demo(
@@ -55,12 +70,12 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """Start a server of its own, train two small networks on real digits, fetch the better one. About a minute."""
+    """Start a server of its own, train two small networks on real digits, fetch the better one, ask which is better. About two minutes."""
     began = time.monotonic()
     with _place(data_dir) as (data, weights):
         stack = Stack(data, port=0, workers=1, slots=2, say=lambda line: console.say(f"[yellow]{escape(line)}[/]"))
         try:
-            jobs = _ride(stack, weights, began)
+            jobs, experiment = _ride(stack, weights, began)
         except StackError as error:
             raise Problem(str(error)) from error
         except KeyboardInterrupt:
@@ -70,7 +85,7 @@ def demo(
             stack.stop(grace_s=10.0)
         console.say(f"Everything is stopped. [dim](All in all {console.duration(time.monotonic() - began)})[/]")
         _next_steps(data_dir)
-    if any(job.state != "succeeded" for job in jobs):
+    if any(job.state != "succeeded" for job in jobs) or experiment.state != "succeeded":
         raise Finish(Code.FAILED)
 
 
@@ -89,7 +104,7 @@ def _place(data_dir: Path | None) -> Iterator[tuple[Path, Path]]:
             base.rmdir()  # only if nothing was downloaded
 
 
-def _ride(stack: Stack, weights: Path, began: float) -> list[Job]:
+def _ride(stack: Stack, weights: Path, began: float) -> tuple[list[Job], ExperimentView]:
     with console.stderr().status("Starting a server, a queue and a worker …") if sys.stderr.isatty() else contextlib.nullcontext():
         stack.start()
         stack.ready(READY_S)
@@ -99,20 +114,49 @@ def _ride(stack: Stack, weights: Path, began: float) -> list[Job]:
     _print_results(stack, jobs)
     if all(job.state == "succeeded" for job in jobs):
         _fetch(stack, max(jobs, key=_score), weights)
-    return jobs
+    return jobs, _find_out(stack, weights)
 
 
 async def _train(stack: Stack) -> list[Job]:
-    """Submit both jobs and show them until they have ended, while the stack is guarded by the same loop."""
+    """Submit both jobs and show them until they have ended."""
+    async with _guarded(stack) as client:
+        submitted = [await client.submit(spec(name, alpha)) for name, alpha in ALPHAS.items()]
+        console.say(f"POST /v1/jobs, twice: {' and '.join(f'{job.name} ({job.id})' for job in submitted)}\n")
+        async with watching.display(live=console.interactive()) as put:
+            return await watching.follow(client, [job.id for job in submitted], lambda job: put(watching.row_of(job)))
+
+
+def _find_out(stack: Stack, folder: Path) -> ExperimentView:
+    """What several seeds say of the two alphas."""
+    view, report = asyncio.run(_ask(stack, folder))
+    arms.print_found(view)
+    if report is not None:
+        console.stdout().print(f"\nThe report, for a browser or a printer:\n  {escape(str(report))}\n", soft_wrap=True)
+    return view
+
+
+async def _ask(stack: Stack, folder: Path) -> tuple[ExperimentView, Path | None]:
+    """The experiment when its verdict is in, and where its report lies; None where there is none."""
+    async with _guarded(stack) as client:
+        experiment = await client.ask(QUESTION)
+        runs = experiment.view.progress.runs
+        console.say(f"POST /v1/experiments: is alpha 0.25 better than 1 here? {runs} runs of a smaller network ({experiment.id})\n")
+        async with arms.display(live=console.interactive()) as put:
+            view = await arms.follow(client, experiment.id, put)
+        if "report.html" not in view.files:
+            return view, None
+        return view, await experiment.report("html", folder / "report.html")
+
+
+@asynccontextmanager
+async def _guarded(stack: Stack) -> AsyncIterator[AsyncClient]:
+    """A client, while the stack is guarded by the same loop."""
     from powergrad.client import AsyncClient
 
     guard = asyncio.create_task(_tend(stack))
     try:
         async with AsyncClient(stack.url) as client:
-            submitted = [await client.submit(spec(name, alpha)) for name, alpha in ALPHAS.items()]
-            console.say(f"POST /v1/jobs, twice: {' and '.join(f'{job.name} ({job.id})' for job in submitted)}\n")
-            async with watching.display(live=console.interactive()) as put:
-                return await watching.follow(client, [job.id for job in submitted], lambda job: put(watching.row_of(job)))
+            yield client
     finally:
         guard.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -174,6 +218,7 @@ def _next_steps(data_dir: Path | None) -> None:
         "  powergrad init                    [dim]a commented spec, job.yaml[/]\n"
         "  powergrad submit job.yaml --wait  [dim]run it and watch[/]\n"
         "  powergrad pull last               [dim]its best weights[/]\n"
+        "  powergrad experiment ask job.yaml --vary loss.alpha=1,0.5 --seeds 5 --wait  [dim]does it help on your data?[/]\n"
         f"  curl -s http://127.0.0.1:{DEFAULT_PORT}/v1/jobs -H 'Content-Type: application/json' -d '{escape(body)}'",
         soft_wrap=True,
     )

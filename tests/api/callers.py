@@ -6,13 +6,20 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx2
+from sqlalchemy import update
 
+from api.routes.experiments import FILES
 from powergrad import protocol
-from powergrad.jobs import keys, retention, rows, tasks
+from powergrad.jobs import keys, retention, rows, tables, tasks
+from powergrad.jobs.experiments import lifecycle as experiments
+from powergrad.jobs.experiments import plan
+from powergrad.jobs.experiments.lifecycle import NewExperiment
 from powergrad.jobs.keys import Scope
+from powergrad.jobs.store import Store
 from powergrad.jobs.tables import datasets, deliveries
 from tests.api.conftest import DEADLINE_S, Api
 from tests.jobs import builders
@@ -51,10 +58,11 @@ class Possessions:
     task: str
     dataset: str
     delivery: str
+    experiment: str
 
     @property
     def ids(self) -> tuple[str, ...]:
-        return self.ended, self.queued, self.task, self.dataset, self.delivery
+        return self.ended, self.queued, self.task, self.dataset, self.delivery, self.experiment
 
 
 def possessions(api: Api, owner: str) -> Possessions:
@@ -74,7 +82,36 @@ def possessions(api: Api, owner: str) -> Possessions:
         tx.run(datasets.insert().values(**held, files=2, bytes=100))
         tx.run(deliveries.insert().values(**sent, state="failed", attempt=1, due_at=1))
     queued = builders.submit(store, owner=owner, name=WORD, key="annas-key", body="annas body")
-    return Possessions(run.job_id, queued, retention.checkpoint_id(10), "labels.json", task_id, name, delivery)
+    experiment = _experiment(api, owner)
+    return Possessions(run.job_id, queued, retention.checkpoint_id(10), "labels.json", task_id, name, delivery, experiment)
+
+
+def _experiment(api: Api, owner: str) -> str:
+    """An experiment that was cancelled before it began, which no sweeper touches any more, with a report all the same."""
+    made = cancelled_experiment(api.store, owner=owner, name=WORD, notes=WORD)
+    give_report(api.store, api.data_dir, made)
+    with api.store.write() as tx:
+        tx.run(update(tables.experiments).values(due_at=None))
+    return made
+
+
+def cancelled_experiment(store: Store, *, owner: str, name: str, notes: str = "") -> str:
+    question = plan.parse({"name": name, "spec": {"data": {"dataset": "digits"}}, "grid": {"loss.alpha": [1.0, 0.5]}, "seeds": 1})
+    made = builders.do(store, experiments.submit, NewExperiment(question, owner=owner, notes=notes))
+    builders.do(store, experiments.cancel, made.experiment_id, owner=owner)
+    return made.experiment_id
+
+
+def give_report(store: Store, data_dir: Path, experiment_id: str, content: bytes = FILE) -> None:
+    """Files in the place where a worker's analysis would have put them."""
+    folder = f"experiments/{experiment_id}/0"
+    (data_dir / folder).mkdir(parents=True, exist_ok=True)
+    file = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    for name in FILES:
+        (data_dir / folder / name).write_bytes(content)
+    files = {name: {"path": f"{folder}/{name}", "media_type": media_type, **file} for name, (media_type, _) in FILES.items()}
+    with store.write() as tx:
+        tx.run(update(tables.experiments).where(tables.experiments.c.id == experiment_id).values(files=files))
 
 
 def _trained(api: Api, owner: str) -> rows.Run:

@@ -35,6 +35,7 @@ OWNED: dict[str, Any] = {
     "tasks/{task_id}": lambda anna: [anna.task],
     "datasets/{name}": lambda anna: [anna.dataset],
     "deliveries/{delivery_id}": lambda anna: [anna.delivery],
+    "experiments/{experiment_id}": lambda anna: [anna.experiment],
 }
 """What a path names, by the words before and in the braces: Anna's, the first the one that every operation knows."""
 PUBLIC = {"presets/{name}": ["digits-resnet18-pgt"]}
@@ -56,6 +57,9 @@ BODIES: dict[str, dict[str, Any]] = {
     "updateJob": {"notes": "Ben was here"},
     "signIn": {"key": "pg_no"},
     "setQuota": {"queued": 0},
+    "createExperiment": {"spec": DIGITS, "grid": {"loss.alpha": [1.0, 0.5]}, "seeds": 1},
+    "updateExperiment": {"notes": "Ben was here"},
+    "addSeeds": {"count": 1},
     "testWebhook": {"url": "https://example.com/"},
 }
 """JSON bodies that keep every rule, for operations that do not take an empty object."""

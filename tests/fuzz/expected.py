@@ -28,6 +28,17 @@ OF_NAMES = {
     ("/webhook/url", "address_refused"): "where a server may call is its operator's to say",
     ("/url", "address_refused"): "the same",
 }
+OF_QUESTIONS = ("/grid", "/tune", "/space", "/baseline", "/metric")
+"""Values of any field of a spec, and what depends on them: which are right is for the spec to say."""
+OF_EXPERIMENTS = {
+    ("/seeds", "out_of_range"): "an experiment has so many runs at most, and the document multiplies no lengths",
+    ("/count", "out_of_range"): "the same",
+    ("/spec/seed", "out_of_range"): "tuning takes its seeds from far beyond it",
+    ("/labels", "out_of_range"): "together with those of the spec and of the experiment itself",
+    ("/tuning/epochs", "out_of_range"): "a run of tuning is a spec too, with rules between its fields",
+}
+OF_LABELS = ("/labels", "/spec/labels")
+"""Of an experiment: four names are its own."""
 OF_CLONES = ("/set", "/from_checkpoint")
 """Changes to a spec that the server has: only it knows whether the whole still fits."""
 
@@ -42,7 +53,11 @@ def is_beyond_the_schema(problem: dict[str, Any]) -> bool:
 
 def _is_expected(error: dict[str, Any]) -> bool:
     pointer = error.get("pointer") or ""
-    if pointer.startswith(OF_CLONES) or (pointer, error["code"]) in OF_SPECS | OF_NAMES:
+    if pointer.startswith(OF_CLONES + OF_QUESTIONS) or (pointer, error["code"]) in OF_EXPERIMENTS:
+        return True
+    if (pointer.removeprefix("/spec"), error["code"]) in OF_SPECS | OF_NAMES:
+        return True
+    if error["code"] == "would_be_ignored" and pointer.rpartition("/")[0] in OF_LABELS:
         return True
     if (error.get("parameter"), error["code"]) in OF_PARAMETERS:
         return True

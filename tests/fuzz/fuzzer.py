@@ -66,7 +66,7 @@ def _environment(site: Site) -> dict[str, str]:
         "other_key": site.bert.key,
         "anna": site.anna.name,
         "bert": site.bert.name,
-        "ids": {owner.name: list(owner.jobs.values()) for owner in (site.anna, site.bert)},
+        "ids": {owner.name: [*owner.jobs.values(), owner.experiment] for owner in (site.anna, site.bert)},
         "known": _known(site),
         "started_at": datetime.now(UTC).isoformat(),
         "kept": [*_kept(site.anna), *_kept(site.bert), *(key.split("_")[1] for key in (site.admin, site.anna.key, site.bert.key))],
@@ -83,10 +83,11 @@ def _environment(site: Site) -> dict[str, str]:
 def _known(site: Site) -> dict[str, Any]:
     return {
         "job_id": [*site.anna.jobs.values(), site.bert.jobs["succeeded"]],
+        "experiment_id": [site.anna.experiment, site.bert.experiment],
         "checkpoint_id": ["best", "latest", CHECKPOINT],
         "name": ["labels.json", "preprocessing.json"],
     }
 
 
 def _kept(owner: Owner) -> list[str]:
-    return [owner.name, *owner.jobs.values()]
+    return [owner.name, *owner.jobs.values(), owner.experiment]

@@ -23,6 +23,7 @@ from powergrad.jobs import fleet, keys, lifecycle, rows
 from powergrad.jobs.keys import Scope
 from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Store
+from tests.api.callers import cancelled_experiment, give_report
 from tests.api.conftest import DEADLINE_S, WORKER, Broker, until
 from tests.jobs import builders
 
@@ -42,11 +43,12 @@ PATIENCE = {
 
 @dataclass
 class Owner:
-    """name, a key with the scope `submit`, and the jobs that were there from the beginning: state → id."""
+    """name, a key with the scope `submit`, and what was there from the beginning: jobs (state → id), an experiment with a report."""
 
     name: str
     key: str
     jobs: dict[str, str] = field(default_factory=dict)
+    experiment: str = ""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -172,6 +174,8 @@ def _owner(store: Store, folder: Path, name: str) -> Owner:
     owner = Owner(name, _key(store, name, Scope.SUBMIT))
     for state in STATES:
         owner.jobs[state] = _in_state(store, folder, state, owner=name, name=f"{name}-{state}", labels={"of": name})
+    owner.experiment = cancelled_experiment(store, owner=name, name=f"{name}-asks")
+    give_report(store, folder, owner.experiment)
     return owner
 
 

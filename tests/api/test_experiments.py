@@ -1,0 +1,257 @@
+"""/v1/experiments over either database: questions in, jobs made, moves of the whole, files out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import pytest
+from sqlalchemy import select
+
+from api import experiment_documents as documents
+from api.routes.experiments import FILES
+from powergrad.jobs import quotas
+from powergrad.jobs.tables import experiment_runs, experiments, jobs
+from tests.api.callers import give_report
+from tests.api.conftest import Api, register_worker, until
+from tests.jobs import builders
+
+DIGITS = {"data": {"dataset": "digits"}, "epochs": 2}
+ALPHAS = {"spec": DIGITS, "grid": {"loss.alpha": [1.0, 0.5]}, "seeds": 2}
+URL = "/v1/experiments"
+
+
+def ask(api: Api, question: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    answer = api.http.post(URL, json={**(question or ALPHAS), **changes})
+    assert answer.status_code == 202, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def refused(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:
+    assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+    problem: dict[str, Any] = answer.json()
+    return problem
+
+
+def jobs_of(api: Api, experiment_id: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = api.http.get("/v1/jobs", params={"experiment": experiment_id, "limit": 100}).json()["data"]
+    return found
+
+
+def test_a_question_makes_a_job_per_arm_and_seed(any_api: Api) -> None:
+    found = ask(any_api)
+    documents.ExperimentDocument.model_validate(found)
+    assert (found["state"], found["stage"], found["verdict"], found["baseline"]) == ("queued", "verdict", None, 0)
+    assert [arm["settings"] for arm in found["arms"]] == [{"loss.alpha": 1.0}, {"loss.alpha": 0.5}]
+    made = jobs_of(any_api, found["id"])
+    assert sorted((job["spec"]["loss"]["alpha"], job["spec"]["seed"]) for job in made) == [(0.5, 0), (0.5, 1), (1.0, 0), (1.0, 1)]
+    assert found["progress"] | {"eta_s": None} == {"fraction": 0.0, "runs_done": 0, "runs": 4, "eta_s": None}
+
+
+def test_the_answer_says_where_it_is_and_when_to_look(api: Api) -> None:
+    answer = api.http.post(URL, json=ALPHAS)
+    assert answer.headers["location"] == f"{URL}/{answer.json()['id']}"
+    assert int(answer.headers["retry-after"]) >= 1
+    again = api.http.get(answer.headers["location"], headers={"If-None-Match": answer.headers["etag"]})
+    assert again.status_code == 304
+
+
+def test_a_dry_run_says_what_would_be_run_and_stores_nothing(any_api: Api) -> None:
+    answer = any_api.http.post(URL, json={**ALPHAS, "tune": {"optimizer.lr": [0.05, 0.1]}}, params={"dry_run": "true"})
+    assert answer.status_code == 200
+    plan = documents.PlanDocument.model_validate_json(answer.content)
+    assert [arm.label for arm in plan.arms] == ["α = 1", "α = 0.5"]
+    assert (plan.runs, plan.epochs, plan.seeds, len(plan.tuning_seeds)) == (8, 16, [0, 1], 1)
+    assert set(plan.seeds) & set(plan.tuning_seeds) == set()
+    with any_api.store.read() as tx:
+        assert tx.all(select(experiments.c.id)) == tx.all(select(jobs.c.id)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"grid": {"loss.alpha": [1.0, 1.4]}}, "/grid/loss.alpha/1"),
+        ({"spec": {**DIGITS, "epochs": 0}}, "/spec/epochs"),
+        ({"tune": {"optimizer.lr": [-1.0]}}, "/tune/optimizer.lr/0"),
+        ({"baseline": {"loss.alpha": 0.3}}, "/baseline"),
+        ({"seeds": 0}, "/seeds"),
+        ({"grid": {"seed": [1, 2]}}, "/grid/seed"),
+        ({"sedes": 3}, "/sedes"),
+    ],
+)
+def test_a_question_that_breaks_a_rule_is_refused_with_the_place(api: Api, change: dict[str, Any], pointer: str) -> None:
+    problem = refused(api.http.post(URL, json={**ALPHAS, **change}), 422, "invalid_spec")
+    assert pointer in {one["pointer"] for one in problem["errors"]}
+
+
+def test_a_metric_that_no_job_has_is_not_there(api: Api) -> None:
+    problem = refused(api.http.post(URL, json={**ALPHAS, "metric": "val_nothing"}), 404, "unknown_reference")
+    assert problem["errors"][0]["pointer"] == "/metric"
+    assert "val_top1" in problem["errors"][0]["detail"]
+
+
+def test_names_are_looked_up_in_every_part_of_a_question(api: Api) -> None:
+    register_worker(api.store, models=["resnet18", "resnet8"])
+    problem = refused(api.http.post(URL, json={**ALPHAS, "grid": {"model.name": ["resnet18", "resnet9"]}}), 404, "unknown_reference")
+    assert problem["errors"][0]["pointer"] == "/grid/model.name/1"
+    refused(api.http.post(URL, json={**ALPHAS, "spec": {"data": {"dataset": "mine"}}}), 404, "unknown_reference")
+    assert api.http.post(URL, json={**ALPHAS, "grid": {"model.name": ["resnet18", "resnet8"]}}).status_code == 202
+
+
+def test_a_webhook_that_may_not_be_called_is_refused_in_its_place(api: Api) -> None:
+    spec = {**DIGITS, "webhook": {"url": "http://169.254.169.254/"}}
+    problem = refused(api.http.post(URL, json={**ALPHAS, "spec": spec}), 422, "invalid_spec")
+    assert problem["errors"][0]["pointer"] == "/spec/webhook/url"
+
+
+def test_a_key_asks_once(any_api: Api) -> None:
+    headers = {"Idempotency-Key": "one"}
+    first = any_api.http.post(URL, json=ALPHAS, headers=headers)
+    second = any_api.http.post(URL, json=ALPHAS, headers=headers)
+    assert (second.status_code, second.json()["id"], second.headers["idempotency-replayed"]) == (202, first.json()["id"], "true")
+    refused(any_api.http.post(URL, json={**ALPHAS, "seeds": 3}, headers=headers), 422, "idempotency_mismatch")
+    assert len(jobs_of(any_api, first.json()["id"])) == 4
+
+
+def test_a_key_that_made_a_job_makes_no_experiment(api: Api) -> None:
+    headers = {"Idempotency-Key": "two"}
+    assert api.http.post("/v1/jobs", json=DIGITS, headers=headers).status_code == 202
+    refused(api.http.post(URL, json=ALPHAS, headers=headers), 422, "idempotency_mismatch")
+
+
+def test_a_quota_holds_for_the_whole(any_api: Api) -> None:
+    with any_api.store.write() as tx:
+        quotas.grant(tx, "local", quotas.Quota(max_queued=3))
+    refused(any_api.http.post(URL, json=ALPHAS), 429, "quota_exceeded")
+    with any_api.store.read() as tx:
+        assert tx.all(select(experiments.c.id)) == tx.all(select(jobs.c.id)) == tx.all(select(experiment_runs.c.job_id)) == []
+
+
+def test_lists_are_paged_and_filtered(any_api: Api) -> None:
+    made = [ask(any_api, name=f"number-{i}")["id"] for i in range(3)]
+    first = any_api.http.get(URL, params={"limit": 2}).json()
+    assert ([one["id"] for one in first["data"]], first["has_more"]) == (made[:0:-1], True)
+    documents.ExperimentListDocument.model_validate(first)
+    rest = any_api.http.get(URL, params={"limit": 2, "after": first["last_id"]}).json()
+    assert ([one["id"] for one in rest["data"]], rest["has_more"]) == (made[:1], False)
+    any_api.http.post(f"{URL}/{made[1]}/cancel")
+    assert [one["id"] for one in any_api.http.get(URL, params={"state": "cancelled"}).json()["data"]] == [made[1]]
+    refused(any_api.http.get(URL, params={"state": "pausing"}), 422, "invalid_request")
+    refused(any_api.http.get(URL, params={"experiment": "x"}), 422, "invalid_request")
+
+
+def test_the_whole_is_paused_resumed_and_cancelled(any_api: Api) -> None:
+    found = ask(any_api)
+    url = f"{URL}/{found['id']}"
+    assert any_api.http.post(f"{url}/pause").json()["state"] == "paused"
+    assert {job["state"] for job in jobs_of(any_api, found["id"])} == {"paused"}
+    assert any_api.http.post(f"{url}/pause").status_code == 202
+    assert any_api.http.post(f"{url}/resume").json()["state"] == "queued"
+    assert {job["state"] for job in jobs_of(any_api, found["id"])} == {"queued"}
+    refused(any_api.http.delete(url), 409, "illegal_move")
+    assert any_api.http.post(f"{url}/cancel").json()["state"] == "cancelled"
+    assert any_api.http.post(f"{url}/cancel").status_code == 202
+    assert {job["state"] for job in jobs_of(any_api, found["id"])} == {"cancelled"}
+    problem = refused(any_api.http.post(f"{url}/resume"), 409, "illegal_move")
+    assert problem["state"] == "cancelled"
+
+
+def test_what_has_ended_is_deleted_with_its_jobs(any_api: Api) -> None:
+    found = ask(any_api)
+    url = f"{URL}/{found['id']}"
+    any_api.http.post(f"{url}/cancel")
+    assert any_api.http.delete(url).status_code == 204
+    refused(any_api.http.get(url), 404, "experiment_not_found")
+    refused(any_api.http.delete(url), 404, "experiment_not_found")
+    assert jobs_of(any_api, found["id"]) == []
+
+
+def test_seeds_are_added(any_api: Api) -> None:
+    found = ask(any_api)
+    answer = any_api.http.post(f"{URL}/{found['id']}/seeds", json={"count": 2})
+    assert answer.status_code == 202, answer.text
+    until(lambda: len(jobs_of(any_api, found["id"])) == 8)
+    assert {job["spec"]["seed"] for job in jobs_of(any_api, found["id"])} == {0, 1, 2, 3}
+    for body in ({}, {"count": 0}, {"count": "2"}, {"count": 2, "more": 1}):
+        refused(any_api.http.post(f"{URL}/{found['id']}/seeds", json=body), 422, "invalid_spec")
+
+
+def test_a_clone_asks_again_with_changes(any_api: Api) -> None:
+    found = ask(any_api, name="first")
+    changes = {"spec.epochs": 3, "grid.loss.alpha": [1.0, 0.3], "grid.optimizer.lr": [0.1, 0.05], "seeds": 1}
+    answer = any_api.http.post(f"{URL}/{found['id']}/clone", json={"set": changes, "name": "second"})
+    assert answer.status_code == 202, answer.text
+    made = answer.json()
+    assert (made["name"], made["cloned_from"], made["spec"]["spec"]["epochs"]) == ("second", found["id"], 3)
+    assert made["spec"]["grid"] == {"loss.alpha": [1.0, 0.3], "optimizer.lr": [0.1, 0.05]}
+    assert len(jobs_of(any_api, made["id"])) == 4
+    assert any_api.http.post(f"{URL}/{found['id']}/clone").status_code == 202
+
+
+def test_a_bad_change_of_a_clone_is_found_where_it_was_written(api: Api) -> None:
+    url = f"{URL}/{ask(api)['id']}/clone"
+    for changes, pointer in (
+        ({"spec.epochs": 0}, "/set/spec.epochs"),
+        ({"grid.loss.alpha": [1.0, 2.0]}, "/set/grid.loss.alpha/1"),
+        ({"spec.epochs.x": 1}, "/set/spec.epochs.x"),
+        ({"tuning.x.y": 1}, "/set/tuning.x.y"),
+    ):
+        problem = refused(api.http.post(url, json={"set": changes}), 422, "invalid_spec")
+        assert pointer in {one["pointer"] for one in problem["errors"]}
+    assert api.http.post(url, json={"set": {"spec.epochs": 3}}, params={"dry_run": "true"}).json()["spec"]["spec"]["epochs"] == 3
+
+
+def test_name_and_notes_change(any_api: Api) -> None:
+    found = ask(any_api)
+    answer = any_api.http.patch(f"{URL}/{found['id']}", json={"name": "other", "notes": "why"})
+    assert (answer.status_code, answer.json()["name"], answer.json()["notes"]) == (200, "other", "why")
+    assert answer.json()["version"] > found["version"]
+    problem = refused(any_api.http.patch(f"{URL}/{found['id']}", json={"name": None, "seeds": 2}), 422, "invalid_spec")
+    assert [one["pointer"] for one in problem["errors"]] == ["/seeds"]
+    refused(any_api.http.patch(f"{URL}/{found['id']}", json={"name": None}), 422, "invalid_spec")
+
+
+def test_there_is_no_report_before_something_has_been_analysed(api: Api) -> None:
+    found = ask(api)
+    for name in FILES:
+        refused(api.http.get(f"{URL}/{found['id']}/{name}"), 409, "report_not_ready")
+    refused(api.http.get(f"{URL}/exp_{'0' * 26}/report.html"), 404, "experiment_not_found")
+    assert api.http.get(f"{URL}/{found['id']}/report.pdf").status_code == 404
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_files_come_as_what_they_are_and_cannot_run(any_api: Api, name: str) -> None:
+    found = ask(any_api)
+    give_report(any_api.store, any_api.data_dir, found["id"], b"<h1>a report</h1>")
+    answer = any_api.http.get(f"{URL}/{found['id']}/{name}")
+    assert (answer.status_code, answer.content) == (200, b"<h1>a report</h1>")
+    assert answer.headers["content-type"].partition(";")[0] == FILES[name][0]
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "sandbox" in policy
+    assert "script" not in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-disposition"].startswith("inline")
+    known = any_api.http.get(f"{URL}/{found['id']}/{name}", headers={"If-None-Match": answer.headers["etag"]})
+    assert known.status_code == 304
+    head = any_api.http.head(f"{URL}/{found['id']}/{name}")
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(answer.content)))
+
+
+def test_a_wait_ends_with_the_change(any_api: Api) -> None:
+    found = any_api.http.post(URL, json=ALPHAS)
+    url, tag = found.headers["location"], found.headers["etag"]
+    nothing = any_api.http.get(url, params={"wait": 1}, headers={"If-None-Match": tag})
+    assert nothing.status_code == 304
+
+    def wait() -> int:
+        return any_api.http.get(url, params={"wait": 20}, headers={"If-None-Match": tag}).status_code
+
+    waited, _ = builders.at_once([wait, lambda: any_api.http.post(f"{url}/cancel").status_code])
+    assert waited == 200
+
+
+def test_an_id_that_is_none_is_not_there(api: Api) -> None:
+    for wanted in ("exp_1", "job_" + "0" * 26, "exp_" + "I" * 26, "%00"):
+        refused(api.http.get(f"{URL}/{wanted}"), 404, "experiment_not_found")
