@@ -274,6 +274,7 @@ class WorkerDocument(Document):
     state: Literal["starting", "ready", "draining"]
     slots: list[dict[str, Any]]
     devices: list[dict[str, Any]]
+    """The CPU, then each GPU with its memory and, of its four quarters, those that this worker's jobs hold: quarters_in_use."""
     running: list[str]
     """Ids of the jobs it runs."""
     started_at: AwareDatetime
@@ -491,7 +492,7 @@ class QuotaDocument(Document):
     running: CountDocument
     """Jobs that run at this moment."""
     gpu_seconds: SecondsDocument
-    """Seconds on one GPU over all jobs ever, deleted ones too; on two GPUs each counts twice."""
+    """Seconds on one GPU over all jobs ever, deleted ones too; on two GPUs each counts twice, on a quarter of one a quarter."""
     bytes: CountDocument
     """Of checkpoints, artifacts and uploaded data sets."""
 
@@ -506,7 +507,7 @@ class UsageDocument(Document):
     running: CountDocument
     """Jobs that run at this moment."""
     gpu_seconds: SecondsDocument
-    """Seconds on one GPU over all jobs ever, deleted ones too; on two GPUs each counts twice."""
+    """Seconds on one GPU over all jobs ever, deleted ones too; on two GPUs each counts twice, on a quarter of one a quarter."""
     bytes: CountDocument
     """Of checkpoints, artifacts and uploaded data sets."""
     key: str | None

@@ -23,7 +23,7 @@ class WorkerSettings(BaseSettings):
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", validation_alias="REDIS_URL")
     """Broker, as Celery spells it."""
     slots: int | None = Field(default=None, ge=1, le=1024)
-    """Trainers at a time; default one a GPU, or 1 on the CPU. With GPUs it must not exceed their number."""
+    """Trainers at a time; default one a GPU, or 1 on the CPU. With GPUs it must not exceed their number; one that takes parts has up to four."""
     cuda_visible_devices: str | None = Field(default_factory=lambda: os.environ.get("CUDA_VISIBLE_DEVICES"))
     """The GPUs to use, as CUDA reads it; empty is none: train on the CPU."""
     lock_dir: Path = Path(tempfile.gettempdir()) / "powergrad-gpus"

@@ -126,7 +126,8 @@ def quota(
     queued: Annotated[str | None, typer.Option(metavar="N", help="Jobs in the queue.")] = None,
     running: Annotated[str | None, typer.Option(metavar="N", help="Jobs that run at a time.")] = None,
     gpu_hours: Annotated[
-        str | None, typer.Option(metavar="H", help="Hours on one GPU, over all jobs ever; on two GPUs each counts twice.")
+        str | None,
+        typer.Option(metavar="H", help="Hours on one GPU, over all jobs ever; on two GPUs each counts twice, on half of one half."),
     ] = None,
     gib: Annotated[str | None, typer.Option(metavar="G", help="GiB of checkpoints, artifacts and uploaded data sets.")] = None,
     lift: Annotated[bool, typer.Option("--none", help="Lift every limit first.")] = False,

@@ -72,8 +72,9 @@ def _worker_cells(worker: dict[str, Any]) -> list[str]:
 
 
 def _device(device: dict[str, Any]) -> str:
-    memory = device.get("memory_bytes")
-    return f"{device.get('name', '?')} ({console.size(memory)})" if memory else str(device.get("name", "?"))
+    memory, quarters = device.get("memory_bytes"), device.get("quarters_in_use")
+    told = [*([console.size(memory)] if memory else []), *([f"{quarters} of 4 quarters in use"] if quarters else [])]
+    return f"{device.get('name', '?')} ({', '.join(told)})" if told else str(device.get("name", "?"))
 
 
 def _model_cells(model: dict[str, Any]) -> list[str]:
