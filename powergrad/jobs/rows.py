@@ -53,9 +53,8 @@ def forget(tx: Tx, job_ids: Sequence[str]) -> None:
     for table in (job_labels, attempts, events, metric_chunks, checkpoints, artifacts, idempotency_keys):
         tx.run(delete(table).where(table.c.job_id.in_(job_ids)))
     asked = tx.all(delete(tasks).where(tasks.c.job_id.in_(job_ids)).returning(tasks.c.id))
-    for gone in tx.all(delete(jobs).where(jobs.c.id.in_(job_ids)).returning(jobs.c.id, jobs.c.seq, jobs.c.experiment)):
-        if gone.experiment is not None:
-            news.tell(tx, gone.experiment, gone.id, gone.seq + 1)
+    gone = tx.all(delete(jobs).where(jobs.c.id.in_(job_ids)).returning(jobs.c.id, jobs.c.seq, jobs.c.experiment))
+    news.tell_all(tx, [(job.experiment, job.id, job.seq + 1) for job in gone if job.experiment is not None])
     owe(tx, *(f"tasks/{task.id}" for task in asked), *map(job_dir, job_ids))
 
 
@@ -190,8 +189,7 @@ def move_all(tx: Tx, rows: Sequence[Row[Any]], path: Sequence[JobState], values:
     for row in rows:
         for to in path:
             outbox.announce(tx, row, to)
-        if row.experiment is not None:
-            news.tell(tx, row.experiment, row.id, row.seq + len(path))
+    news.tell_all(tx, [(row.experiment, row.id, row.seq + len(path)) for row in rows if row.experiment is not None])
 
 
 def _hops_told(tx: Tx, row: Row[Any], path: Sequence[JobState]) -> list[dict[str, Any]]:

@@ -361,6 +361,7 @@ experiment_runs = Table(
     Column("job_id", String(40), nullable=False),
     # what follows is of the job's last end, as it was seen: it stays when the job is deleted
     Column("state", String(16)),
+    Column("attempt", Integer),
     Column("ended_at", BigInteger),
     Column("score", Float),  # the experiment's metric after the last evaluation; NULL where there is none, or it was not finite
     Column("result", Json),  # {reason, final, curve, seconds, joules, provenance}

@@ -345,10 +345,16 @@ def _kept(tx: Tx, record: Record, found: Sequence[Run]) -> list[Run]:
     told: dict[str, dict[str, Any]] = {}
     for job in tx.all(select(jobs).where(jobs.c.id.in_(list(some)))):
         result = results.of_job(tx, job, metric, with_curve=some[job.id].counts)
-        told[job.id] = {"state": job.state, "ended_at": job.finished_at, "score": results.score(job, metric), "result": result}
+        told[job.id] = {
+            "state": job.state,
+            "attempt": job.attempt,
+            "ended_at": job.finished_at,
+            "score": results.score(job, metric),
+            "result": result,
+        }
     if told:
         kept = update(experiment_runs).where(experiment_runs.c.job_id == bindparam("of_job"))
-        columns: dict[str, Any] = {name: bindparam(name) for name in ("state", "ended_at", "score", "result")}
+        columns: dict[str, Any] = {name: bindparam(name) for name in ("state", "attempt", "ended_at", "score", "result")}
         tx.run(kept.values(**columns), [{"of_job": job_id, **values} for job_id, values in told.items()])
     return [replace(run, unseen=False, score=told[run.job_id]["score"]) if run.job_id in told else run for run in found]
 

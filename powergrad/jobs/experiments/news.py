@@ -8,6 +8,8 @@ later is looked at later.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import delete, insert, select
 
 from powergrad.jobs.store import Tx
@@ -19,6 +21,12 @@ MOST = 100
 def tell(tx: Tx, experiment_id: str, job_id: str, seq: int) -> None:
     """A job has changed its state (or is gone). seq: the number of its newest event, one further where it is gone."""
     tx.run(insert(experiment_news).values(experiment_id=experiment_id, job_id=job_id, seq=seq))
+
+
+def tell_all(tx: Tx, moved: Sequence[tuple[str, str, int]]) -> None:
+    """The same of many at once."""
+    if moved:
+        tx.run(insert(experiment_news), [{"experiment_id": experiment, "job_id": job, "seq": seq} for experiment, job, seq in moved])
 
 
 def waiting(tx: Tx) -> list[str]:

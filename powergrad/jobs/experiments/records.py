@@ -86,8 +86,10 @@ _RUNS = select(
     experiment_runs.c.seed,
     experiment_runs.c.job_id,
     experiment_runs.c.state.label("seen"),
+    experiment_runs.c.attempt.label("seen_attempt"),
     experiment_runs.c.ended_at,
     experiment_runs.c.score,
+    jobs.c.attempt,
     jobs.c.state,
     jobs.c.finished_at,
     jobs.c.started_at,
@@ -108,14 +110,15 @@ def _run(row: Row[Any]) -> Run:
         state = row.seen or DELETED
         return Run(place, row.job_id, state, False, False, row.score, row.ended_at, 1.0, 0.0, started=True)
     ended = JobState(row.state) in TERMINAL
+    is_seen = (row.ended_at, row.seen_attempt) == (row.finished_at, row.attempt)
     fraction = 1.0 if ended else float(row.progress["fraction"])
     return Run(
         place=place,
         job_id=row.job_id,
         state=row.state,
         is_open=not ended,
-        unseen=ended and row.ended_at != row.finished_at,
-        score=row.score if ended and row.ended_at == row.finished_at else None,
+        unseen=ended and not is_seen,
+        score=row.score if ended and is_seen else None,
         ended_at=row.finished_at if ended else None,
         fraction=fraction,
         seconds=row.trained_ms / 1000,

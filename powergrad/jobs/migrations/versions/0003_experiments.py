@@ -55,6 +55,7 @@ def upgrade() -> None:
         sa.Column("settings", JSON, nullable=False),
         sa.Column("job_id", sa.String(length=40), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=True),
+        sa.Column("attempt", sa.Integer(), nullable=True),
         sa.Column("ended_at", sa.BigInteger(), nullable=True),
         sa.Column("score", sa.Float(), nullable=True),
         sa.Column("result", JSON, nullable=True),
