@@ -484,9 +484,9 @@ def attempt(run_dir: Path, *, ranks: int, orders: Orders | None = None, heard: E
         "epochs": 1,
         "precision": "fp32",
     }
-    resume, number = spec.pop("resume", []), spec.pop("attempt", 1)
+    resume, number, hold = spec.pop("resume", []), spec.pop("attempt", 1), spec.pop("hold_epoch", None)
     trained = TrainSpec.model_validate(parts | spec)
-    given = config(ranks=ranks, spec=trained, run_dir=str(run_dir), resume=resume, attempt=number)
+    given = config(ranks=ranks, spec=trained, run_dir=str(run_dir), resume=resume, attempt=number, hold_epoch=hold)
     said: list[Message] = []
 
     def emit(message: Message) -> None:
@@ -557,6 +557,19 @@ def test_two_ranks_gone_on_with_give_the_bits_of_two_undisturbed(tmp_path: Path)
     last, undisturbed = ([m for m in said if isinstance(m, CheckpointWritten)][-1] for said in (resumed, whole))
     assert last.sha256 == undisturbed.sha256
     assert figures(resumed) == figures(whole, after=plan.resumed_step)
+
+
+def test_two_ranks_are_held_together(tmp_path: Path) -> None:
+    spec: dict[str, Any] = {"model": {"name": "resnet20"}, "epochs": 2, "checkpoint": {"every_epochs": 2}}
+    whole = attempt(tmp_path / "whole", ranks=2, **spec)
+    held = attempt(tmp_path / "parts", ranks=2, hold_epoch=1, **spec)
+    assert held[-1] == Done(outcome="held")
+    (written,) = (message for message in held if isinstance(message, CheckpointWritten))
+    assert written.epoch == 1
+    point = ResumePoint(id=written.id, path=written.path, step=written.step, sha256=written.sha256)
+    resumed = attempt(tmp_path / "parts", ranks=2, attempt=2, resume=[point], **spec)
+    last, undisturbed = ([m for m in said if isinstance(m, CheckpointWritten)][-1] for said in (resumed, whole))
+    assert last.sha256 == undisturbed.sha256
 
 
 def test_what_keeps_all_ranks_from_starting_is_said_once(tmp_path: Path) -> None:
