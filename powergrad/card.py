@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from powergrad.markdown import plain
 from powergrad.spec import (
     AdamWSpec,
     AlphaSchedule,
@@ -312,9 +312,3 @@ def _provenance(spec: TrainSpec, facts: Facts) -> str:
         *(f"- {plain(name)}: {plain(value)}" for name, value in facts.environment.items()),
     ]
     return "## Provenance\n\n" + "\n".join(line for line in lines if line)
-
-
-def plain(text: str) -> str:
-    """The text on one line, with nothing in it that Markdown or HTML would act on."""
-    one_line = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(text.split()))
-    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(one_line, quote=False))

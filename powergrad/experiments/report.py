@@ -22,11 +22,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from powergrad import durable
-from powergrad.card import plain
 from powergrad.experiments import pictures, units
 from powergrad.experiments.findings import ArmFindings, Estimate, Evidence, Findings, TuningEvidence
 from powergrad.experiments.labels import labels, short, words
 from powergrad.experiments.units import NOTHING, Unit, p_value, printable, shortened
+from powergrad.markdown import plain
 from powergrad.spreadsheets import spreadsheet_safe
 
 MEDIA_TYPES = {
