@@ -19,6 +19,7 @@ from rich.text import Text
 
 from powergrad.cli import console
 from powergrad.cli.watch import draw
+from powergrad.experiments.labels import short
 from powergrad.experiments.units import NOTHING, Unit, p_value, titled, unit
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 CONCLUSIONS = {"better": "green", "worse": "red", "open": "yellow", "identical": "dim", "too_few": "dim"}
 WAITING = ("queued", "running", "pausing", "paused", "cancelling")
 BAR = 24
+WIDE_ENOUGH = 120
+"""Columns from which on a list has room for verdicts."""
 
 
 # --- what was found
@@ -124,13 +127,13 @@ def is_tuned(view: ExperimentView) -> bool:
 
 def name_of(arm: Arm, view: ExperimentView) -> str:
     label = escape(arm.label or settings(arm.settings) or f"arm {arm.index}")
-    marks = "" if arm.index != view.best else " [green]best[/]"
-    return f"{label} [dim](baseline)[/]{marks}" if arm.index == view.baseline else label + marks
+    is_found = view.baseline is None and arm.index == view.best  # in a comparison the verdict says which is better, if any is
+    return f"{label} [green]best[/]" if is_found else label
 
 
 def settings(values: dict[str, Any]) -> str:
-    """`optimizer.lr 0.1`."""
-    return ", ".join(f"{path} {value:g}" if isinstance(value, float) else f"{path} {value}" for path, value in values.items())
+    """`lr 0.1`."""
+    return ", ".join(f"{path.rpartition('.')[2]} {short(value)}" for path, value in values.items())
 
 
 def runs(arm: Arm) -> str:
@@ -151,7 +154,7 @@ def mean(arm: Arm, measured: Unit) -> str:
 def difference(arm: Arm, view: ExperimentView, measured: Unit) -> str:
     found = arm.difference
     if found is None or found.mean is None:
-        return "" if arm.index == view.baseline else NOTHING
+        return "[dim]baseline[/]" if arm.index == view.baseline else NOTHING
     return f"[{CONCLUSIONS.get(found.conclusion, 'default')}]{measured.difference(found.mean)}[/]{_interval(found, measured)}"
 
 
@@ -161,16 +164,15 @@ def _interval(found: Difference, measured: Unit) -> str:
     return f" ({measured.difference(found.low)} to {measured.difference(found.high)})"
 
 
-def list_table(views: list[ExperimentView]) -> Table:
-    """A row per experiment; of the verdict what fits."""
+def list_table(views: list[ExperimentView], *, width: int) -> Table:
+    """A row per experiment; where there is room, the verdict's beginning."""
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for title in ("experiment", "name", "state"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("runs", justify="right", no_wrap=True)
-    table.add_column("verdict", overflow="ellipsis", no_wrap=True, ratio=1)
+    for title in ("experiment", "name", "state", "runs", *(("verdict",) if width >= WIDE_ENOUGH else ())):
+        table.add_column(title, no_wrap=True, justify="right" if title == "runs" else "left", overflow="ellipsis")
     for view in views:
         done = f"{view.progress.runs_done}/{view.progress.runs}"
-        table.add_row(view.id, escape(view.name or NOTHING), console.state(view.state), done, escape(view.verdict or NOTHING))
+        said = escape((view.verdict or NOTHING)[: width - 80])
+        table.add_row(view.id, escape(view.name or NOTHING), console.state(view.state), done, *((said,) if width >= WIDE_ENOUGH else ()))
     return table
 
 

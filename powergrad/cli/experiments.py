@@ -151,7 +151,8 @@ def list_(
     elif quiet:
         console.lines(view.id for view in found)
     elif found:
-        console.stdout().print(arms.list_table(found))
+        out = console.stdout()
+        out.print(arms.list_table(found, width=out.width))
     else:
         console.say(
             "No experiment fits." if state else "No experiment yet. Begin with: powergrad experiment ask job.yaml --vary loss.alpha=1,0.5"
