@@ -71,6 +71,8 @@ KINDS = {
     "predict": Kind("powergrad.predict:predict"),
     datasets.CHECK: Kind("powergrad.data.check:check", check_s, CHECK_MEMORY_BYTES),
     answers.KIND: Kind("powergrad.experiments.analysis:analyse", memory_bytes=CHECK_MEMORY_BYTES),
+    answers.DRAW: Kind("powergrad.experiments.search:draw", memory_bytes=CHECK_MEMORY_BYTES),
+    answers.DECIDE: Kind("powergrad.experiments.search:decide", memory_bytes=CHECK_MEMORY_BYTES),
 }
 
 

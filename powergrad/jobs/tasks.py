@@ -40,7 +40,12 @@ class Ended(Protocol):
     def __call__(self, tx: Tx, task_id: str, *, result: dict[str, Any] | None, error: dict[str, Any] | None) -> None: ...
 
 
-ENDED: dict[str, Ended] = {datasets.CHECK: datasets.check_ended, answers.KIND: answers.ended}
+ENDED: dict[str, Ended] = {
+    datasets.CHECK: datasets.check_ended,
+    answers.KIND: answers.ended,
+    answers.DRAW: answers.drawn,
+    answers.DECIDE: answers.decided,
+}
 
 
 @dataclass(frozen=True)

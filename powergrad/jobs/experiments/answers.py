@@ -1,4 +1,4 @@
-"""What becomes of an analysis when its task ends: the findings and the files of the report are the experiment's, if it still wants them."""
+"""What becomes of an experiment's task when it ends: findings, files and choices are the experiment's, if it still wants them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from powergrad.jobs.store import Tx
 from powergrad.jobs.tables import experiments, tasks
 
 KIND = "experiment"
+DRAW, DECIDE = "search_draw", "search_decide"
 
 
 def folder(experiment_id: str) -> str:
@@ -39,6 +40,28 @@ def ended(tx: Tx, task_id: str, *, result: dict[str, Any] | None, error: dict[st
         owe(tx, current)
     findings = {**result["findings"], "arms": [_without_curve(arm) for arm in result["findings"]["arms"]]}
     _store(tx, row, {"findings": findings, "files": result["files"], "findings_key": arguments["key"], "error": None})
+
+
+def drawn(tx: Tx, task_id: str, *, result: dict[str, Any] | None, error: dict[str, Any] | None) -> None:
+    """The same for the settings of a search."""
+    _answered(tx, task_id, "draw", result, error)
+
+
+def decided(tx: Tx, task_id: str, *, result: dict[str, Any] | None, error: dict[str, Any] | None) -> None:
+    """The same for who goes on in a search."""
+    _answered(tx, task_id, "decide", result, error)
+
+
+def _answered(tx: Tx, task_id: str, name: str, result: dict[str, Any] | None, error: dict[str, Any] | None) -> None:
+    arguments = tx.run(select(tasks.c.arguments).where(tasks.c.id == task_id)).scalar_one()
+    row = _held(tx, arguments["experiment"])
+    state = {} if row is None else row.plan.get(name) or {}
+    if row is None or state.get("task") != task_id:
+        return
+    rest = {key: value for key, value in state.items() if key != "task"}
+    told = {**rest, "error": error} if result is None else {"key": state["asked"], "answer": result}
+    changed = {"plan": {**row.plan, name: told}, "due_at": tx.now_ms, "revision": row.revision + 1}
+    tx.run(update(experiments).where(experiments.c.id == row.id).values(**changed))
 
 
 def report_folder(row: Row[Any]) -> str | None:

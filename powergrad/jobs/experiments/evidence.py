@@ -16,8 +16,8 @@ from powergrad.jobs.experiments.stages import Plan
 from powergrad.jobs.store import Tx, rfc3339
 from powergrad.jobs.tables import experiment_runs, jobs
 
-MOST_LIVE = 32
-"""Unfinished runs whose curves are looked at; of more the states alone are told."""
+MOST_LIVE = 100
+"""Unfinished runs whose curves are looked at; of more the states alone are told. A search has as many as it likes: most of them wait."""
 
 
 def key(record: Record, plan: Plan, found: Sequence[Run]) -> str | None:
@@ -25,7 +25,7 @@ def key(record: Record, plan: Plan, found: Sequence[Run]) -> str | None:
     ended = [(run.job_id, run.state, run.ended_at) for run in found if run.counts and not run.is_open and run.ended_at is not None]
     if not ended and not any(tuned.rungs for tuned in plan.tuned):
         return None
-    known = [record.row.name, sorted(ended), plan.as_json()["tuned"], plan.seeds, len(plan.trials)]
+    known = [record.row.name, sorted(ended), plan.as_json()["tuned"], plan.seeds, plan.as_json()["trials"]]
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -71,7 +71,8 @@ def _results(tx: Tx, record: Record, found: Sequence[Run]) -> dict[str, dict[str
     live = [run.job_id for run in found if run.is_open and run.started]
     for job_id in live:
         kept.pop(job_id, None)  # of an end that a retry has undone
-    for row in tx.all(select(jobs).where(jobs.c.id.in_(live[:MOST_LIVE]))):
+    some = live[:MOST_LIVE] if record.question.spec.strategy == "grid" else live
+    for row in tx.all(select(jobs).where(jobs.c.id.in_(some))):
         kept[row.id] = results.of_job(tx, row, record.question.spec.metric)
     return {run.job_id: kept[run.job_id] for run in found if run.job_id in kept}
 

@@ -21,7 +21,7 @@ from ulid import ULID
 from powergrad.jobs import debts, quotas
 from powergrad.jobs.changes import with_changes
 from powergrad.jobs.errors import IdempotencyMismatch, IllegalMove, InvalidSpec, JobError, QuotaExceeded, Violation
-from powergrad.jobs.experiments import analyses, evidence, news, records, results, stages
+from powergrad.jobs.experiments import analyses, evidence, news, records, results, searches, stages
 from powergrad.jobs.experiments.answers import folder
 from powergrad.jobs.experiments.plan import Question
 from powergrad.jobs.experiments.records import Record, Run
@@ -188,7 +188,8 @@ def resume(tx: Tx, experiment_id: str, *, owner: str = LOCAL_OWNER) -> str:
     record = records.hold(tx, experiment_id, owner=owner)
     _refuse(record, "resume")
     is_limited = bool(quotas.limited(tx, [owner]))
-    held = [row for row in _held(tx, experiment_id, JobState.PAUSED) if not _is_held_back(record, row)]
+    waits = {run.job_id for run in records.runs(tx, experiment_id) if searches.is_held(run)}
+    held = [row for row in _held(tx, experiment_id, JobState.PAUSED) if row.id not in waits]
     if is_limited and held:
         quotas.check_queued(tx, owner, new=len(held))
     move_all(tx, held, [JobState.QUEUED], {"not_before": None})
@@ -199,11 +200,6 @@ def resume(tx: Tx, experiment_id: str, *, owner: str = LOCAL_OWNER) -> str:
 def _refuse(record: Record, action: str) -> None:
     if record.row.state in ENDED or record.row.wish == CANCELLED:
         raise IllegalMove(action, record.row.state)
-
-
-def _is_held_back(record: Record, row: Any) -> bool:
-    """Whether a paused job has come to the rung at which its search lets it wait."""
-    return row.hold_epoch is not None and row.progress["epoch"] >= row.hold_epoch and record.question.spec.strategy == "asha"
 
 
 def _held(tx: Tx, experiment_id: str, *some: JobState) -> Sequence[Any]:
@@ -224,10 +220,11 @@ def amend(tx: Tx, experiment_id: str, *, name: str | None = None, notes: str | N
 def remove(tx: Tx, experiment_id: str, *, owner: str = LOCAL_OWNER) -> None:
     """Delete an experiment that has ended, its jobs and all files. Raises ExperimentNotFound, IllegalMove."""
     row = records.hold(tx, experiment_id, owner=owner).row
-    open_jobs = _held(tx, experiment_id, *(state for state in JobState if state not in TERMINAL))
-    if row.state not in ENDED or open_jobs:
-        raise IllegalMove("delete", row.state if row.state not in ENDED else RUNNING, "cancel it first")
-    forget(tx, [job.id for job in _held(tx, experiment_id, *TERMINAL)])
+    held = _held(tx, experiment_id, *JobState)
+    at_work = [job.state for job in held if JobState(job.state) not in TERMINAL | {JobState.PAUSED}]
+    if row.state not in ENDED or at_work:
+        raise IllegalMove("delete", row.state if row.state not in ENDED else at_work[0], "cancel it first")
+    forget(tx, [job.id for job in held])  # those too that a search has left at a rung
     news.take(tx, experiment_id)
     for table, column in ((experiment_runs, experiment_runs.c.experiment_id), (experiments, experiments.c.id)):
         tx.run(delete(table).where(column == experiment_id))
@@ -290,6 +287,12 @@ def _look(
     _resume_stragglers(tx, stored)
     found = _kept(tx, record, records.runs(tx, row.id))
     plan = replace(plan, tuned=stages.with_decisions(question, plan, {run.place: run.score for run in found if _is_settled(run)}))
+    search = None
+    if question.spec.strategy != "grid" and wish != CANCELLED:
+        room = _room(tx, row.owner) if plan.trials else None
+        search = searches.next_move(tx, record, plan, stored, found, runs_on=wish == RUNNING, room=room)
+        plan, stored = search.plan, search.stored
+        found = records.runs(tx, row.id) if search.rings else found
     stored |= plan.as_json()
     made = {run.place for run in found}
     missing = [run for run in stages.wanted(question, plan) if run.place not in made] if wish != CANCELLED else []
@@ -299,9 +302,11 @@ def _look(
         stored["stuck"] = _make(tx, record, now, refuses=refuses)
         missing = [] if stored["stuck"] else missing[len(now) :]
         found = records.runs(tx, row.id) if now else found
-    state = _state(found, row, wish=wish, missing=bool(missing))
+    rests = search is None or search.over  # nothing but jobs that are there decides what comes
+    state = _state(found, row, wish=wish, missing=bool(missing) or not rests)
     looked = analyses.next_move(tx, row, stored, evidence.key(record, plan, found), ended=state in ENDED)
     due = [looked.due_ms, tx.now_ms + QUOTA_WAIT_MS if missing and wish == RUNNING else None]
+    due.append(None if search is None else search.due_ms)
     due.append(tx.now_ms if any(run.unseen for run in found) else None)
     values = {
         "wish": wish,
@@ -317,7 +322,7 @@ def _look(
     changed = {name: value for name, value in values.items() if getattr(row, name) != value}
     if changed:
         _write(tx, row, changed, version=row.version + bool({"wish", "state"} & changed.keys()))
-    return _Looked(state, Advanced(row.id, rings=bool(now) or bool(resuming), asked=looked.asked))
+    return _Looked(state, Advanced(row.id, rings=bool(now) or bool(search and search.rings), asked=looked.asked))
 
 
 def _write(tx: Tx, row: Any, values: dict[str, Any], *, version: int) -> None:
@@ -407,12 +412,12 @@ def _run_row(experiment_id: str, run: Wanted, job_id: str) -> dict[str, Any]:
 
 def _state(found: Sequence[Run], row: Any, *, wish: str, missing: bool) -> str:
     """The experiment's state in the jobs' words. missing: runs are still to be made."""
-    states = {run.state for run in found if run.is_open}
+    states = {run.state for run in found if run.is_open and not searches.is_held(run)}
     if wish == CANCELLED and JobState.CANCELLING in states:
         return JobState.CANCELLING
     if states or missing or any(run.unseen for run in found):
-        rests = states <= {JobState.PAUSED} and (bool(states) or wish == PAUSED)
-        if rests and not (missing and wish == RUNNING):
+        is_idle = states <= {JobState.PAUSED} and (bool(states) or wish == PAUSED)
+        if is_idle and not (missing and wish == RUNNING):
             return JobState.PAUSED
         return JobState.RUNNING if any(run.started for run in found) else JobState.QUEUED
     if wish == CANCELLED:

@@ -186,6 +186,9 @@ def _warnings(record: Record) -> list[str]:
         for arm in stages.failed_arms(record.question, record.plan)
     ]
     stuck = record.row.plan.get("stuck")
+    refused = [trial.refused for trial in record.plan.trials if trial.refused is not None]
+    if refused:
+        failed.append(f"{len(refused)} of {len(record.plan.trials)} settings drawn break a rule together and were not run: {refused[0]}")
     return [*failed, stuck["detail"]] if stuck else failed
 
 

@@ -54,6 +54,8 @@ class Run:
     fraction: float
     seconds: float
     started: bool
+    epoch: int = 0
+    hold_epoch: int | None = None
 
     @property
     def counts(self) -> bool:
@@ -95,6 +97,7 @@ _RUNS = select(
     jobs.c.started_at,
     jobs.c.trained_ms,
     jobs.c.progress,
+    jobs.c.hold_epoch,
 ).select_from(experiment_runs.outerjoin(jobs, jobs.c.id == experiment_runs.c.job_id))
 
 
@@ -123,6 +126,8 @@ def _run(row: Row[Any]) -> Run:
         fraction=fraction,
         seconds=row.trained_ms / 1000,
         started=row.started_at is not None,
+        epoch=row.progress["epoch"],
+        hold_epoch=row.hold_epoch,
     )
 
 

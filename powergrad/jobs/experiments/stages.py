@@ -72,10 +72,15 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Trial:
-    """A setting that a search has drawn. hold_epoch: where its job pauses itself next; None: at no rung."""
+    """A setting that a search has drawn. hold_epoch: where its job pauses itself next; None: at no rung.
+
+    rungs: the metric at each rung it has come to, by its epochs. refused: why no job can be made of it.
+    """
 
     settings: Settings
     hold_epoch: int | None = None
+    rungs: dict[str, float | None] = field(default_factory=dict)
+    refused: str | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,7 @@ def wanted(question: Question, plan: Plan) -> list[Wanted]:
         return [
             Wanted(Place(SEARCH, number, 0, seed), dict(trial.settings), int(trial.settings.get("epochs", epochs)), trial.hold_epoch)
             for number, trial in enumerate(plan.trials)
+            if trial.refused is None
         ]
     return [*_tuning_runs(question, plan), *_verdict_runs(question, plan)]
 
@@ -196,7 +202,8 @@ def chosen_settings(question: Question, plan: Plan, arm: int) -> Settings | None
 def all_epochs(question: Question, plan: Plan) -> dict[str, tuple[int, int]]:
     """By stage, (runs, epochs of all of them together) that there will be, as far as can be known."""
     if question.spec.strategy != "grid":
-        return {SEARCH: (question.spec.search.trials, question.spec.search.trials * question.base.epochs)}
+        trials = sum(trial.refused is None for trial in plan.trials) if plan.trials else question.spec.search.trials
+        return {SEARCH: (trials, trials * question.base.epochs)}
     totals: dict[str, tuple[int, int]] = {}
     for rung, budget in enumerate(question.rungs):
         arms = sum(1 for tuned in plan.tuned if len(tuned.rungs) >= rung or not tuned.is_over(len(question.rungs)))

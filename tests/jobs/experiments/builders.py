@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Row, select
 
-from powergrad.jobs import recording
+from powergrad import protocol
+from powergrad.jobs import recording, tasks
 from powergrad.jobs.artifacts import Artifacts
 from powergrad.jobs.claims import Claim
 from powergrad.jobs.experiments import analyses, lifecycle, plan, queries
@@ -17,6 +20,7 @@ from powergrad.jobs.states import End, JobState, Outcome, ReasonCode
 from powergrad.jobs.store import Store
 from powergrad.jobs.tables import experiment_runs, jobs
 from tests.jobs import builders as b
+from worker.tasks import KINDS
 
 EPOCHS = 2
 ALPHAS = {"loss.alpha": [1.0, 0.5]}
@@ -67,12 +71,15 @@ def train(store: Store, claim: Claim, score: Score = by_alpha) -> JobState:
     value, epochs = score(dict(claim.spec.labels), claim.spec.model_dump(mode="json")), claim.spec.epochs
     if value is None:
         return b.fail(store, claim.run, ReasonCode.DIVERGED)
-    said = [b.plan(epochs=epochs)]
-    for epoch in range(1, epochs + 1):
-        said += [b.step(epoch * b.STEPS_PER_EPOCH), b.evaluation(epoch * b.STEPS_PER_EPOCH, value * epoch / epochs)]
+    begun = claim.resume[0].step // b.STEPS_PER_EPOCH if claim.resume else 0
+    until = min(epochs, claim.hold_epoch or epochs)
+    said: list[protocol.Message] = [b.plan(epochs=epochs, resumed_step=begun * b.STEPS_PER_EPOCH)]
+    for epoch in range(begun + 1, until + 1):
+        at = epoch * b.STEPS_PER_EPOCH
+        said += [b.step(at), b.evaluation(at, value * epoch / epochs), b.checkpoint(at, value * epoch / epochs, attempt=claim.run.attempt)]
     with store.write() as tx:
         recording.record(tx, claim.run, said)
-        return recording.finish(tx, claim.run, End(Outcome.SUCCEEDED))
+        return recording.finish(tx, claim.run, End(Outcome.SUCCEEDED if until == epochs else Outcome.HELD))
 
 
 def train_all(store: Store, score: Score = by_alpha, *, most: int = 1000) -> int:
@@ -107,3 +114,13 @@ def settle(store: Store, score: Score = by_alpha) -> int:
 def hand_over(store: Store, artifacts: Artifacts, looked: list[lifecycle.Advanced]) -> int:
     """Every analysis that was asked for; how many were handed over."""
     return sum(analyses.hand_over(store, artifacts, one.asked) for one in looked if one.asked is not None)
+
+
+def do_tasks(store: Store, root: Path) -> list[str]:
+    """What a worker's children do, in this process: every task that waits; their kinds."""
+    done = []
+    while (task := b.do(store, tasks.claim, lease_s=60.0)) is not None:
+        module, _, name = KINDS[task.kind].function.partition(":")
+        b.do(store, tasks.finish, task, getattr(importlib.import_module(module), name)(task.arguments, root))
+        done.append(task.kind)
+    return done
