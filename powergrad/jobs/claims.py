@@ -114,6 +114,8 @@ def claim(tx: Tx, offer: Offer) -> Claim | None:
     for candidate in _candidates(tx, offer):
         alike = _as_its_siblings(tx, candidate)
         wanted = alike["gpus"] if candidate.gpus is None and alike else _wanted(candidate, offer)
+        if wanted > max(offer.within_reach, offer.in_all):
+            continue  # its siblings' are on GPUs, and this worker has none
         if _size(wanted) > max(offer.size, offer.could_hold):
             if hosts.take(wanted) == offer.worker:
                 return None

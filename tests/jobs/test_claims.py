@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from powergrad.jobs import fleet, queries, sweeps
 from powergrad.jobs.claims import Claim, Offer, SlotsWanted
 from powergrad.jobs.gpus import QUARTERS
 from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Store
+from powergrad.jobs.tables import jobs
 from tests.jobs import builders as b
 from tests.stores import FakeClock
 from worker.slots import Reach, Token, choose, reach
@@ -207,6 +209,17 @@ def test_a_part_whose_memory_another_program_has_is_passed_over(store: Store) ->
     assert b.claimed(store, offer(held=0.25, part_with_memory=0.25)).run.job_id == quarter
     assert b.claim(store, offer(part_with_memory=0.25)) is None
     assert b.state(store, half) is JobState.QUEUED
+
+
+def test_a_job_whose_siblings_are_on_gpus_is_none_for_a_worker_without(store: Store) -> None:
+    register(store, "w", 4)
+    first, second = wanting(store, None), wanting(store, None)
+    with store.write() as tx:
+        tx.run(update(jobs).values(experiment="exp_1"))
+    assert b.claimed(store, offer()).run.job_id == first
+    assert b.claim(store) is None
+    again = b.claimed(store, offer())
+    assert (again.run.job_id, again.gpus) == (second, 1)
 
 
 @pytest.mark.parametrize(("gpus", "words"), [(0.25, "a quarter of a GPU"), (0.5, "half a GPU"), (0.75, "three quarters of a GPU")])

@@ -17,6 +17,7 @@ from worker import slots as module
 from worker.slots import Gpu, Reach, Slots, TakenSlots, choose, choose_gpus, device_report, lock_all, plan_slots, reach, release
 
 ALL = range(QUARTERS)
+ROOT = Path(__file__).parents[2]
 
 
 def gpus(n: int) -> list[Gpu]:
@@ -268,3 +269,11 @@ def test_what_is_chosen_is_free_enough_and_no_more_than_that(seed: int) -> None:
             (index,) = used
             roomy = [len(free[i]) for i in free if min(len(free[i]), memory[i]) >= wanted * QUARTERS]
             assert len(free[index]) == min(roomy)
+
+
+def test_processes_that_take_parts_and_whole_gpus_at_a_time_never_hold_one_quarter_twice(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.worker.takers", str(tmp_path)]
+    takers = [subprocess.Popen([*command, str(seed)], cwd=ROOT, stderr=subprocess.PIPE, text=True) for seed in range(3)]
+    said = [taker.communicate()[1] for taker in takers]
+    assert [taker.returncode for taker in takers] == [0, 0, 0], said
+    assert {path.name for path in tmp_path.iterdir()} == {"locks"}
