@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.worker.test_slots import worker
 from worker.slots import TakenSlots
 
-GPUS, TURNS, PATIENCE_S = 2, 40, 60.0
+GPUS, TURNS, PATIENCE_S = 2, 20, 60.0
 
 
 def main(folder: Path, seed: int) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -13,8 +14,10 @@ from powergrad.jobs import fleet, submission
 from powergrad.jobs.claims import Claim
 from powergrad.jobs.spec import parse
 from powergrad.jobs.store import Store
+from powergrad.protocol import TrainerConfig
 from tests.worker.conftest import tiny_spec
-from worker import service
+from worker import service, supervisor
+from worker.child import Launch
 from worker.service import WorkerService
 from worker.settings import WorkerSettings
 from worker.slots import Gpu, TakenSlots
@@ -202,3 +205,33 @@ def test_a_gpu_of_a_worker_is_supervised_by_as_many_threads_as_it_has_parts_in_u
         looks.join()
         for thread in list(worker._working):
             thread.join()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "share", "ranks", "visible", "locks"),
+    [
+        (0, "cpu", 1.0, 1, (), 4),
+        (0.25, "cuda:0", 0.25, 1, ("GPU-0",), 1),
+        (0.75, "cuda:0", 0.75, 1, ("GPU-0",), 3),
+        (1, "cuda:0", 1.0, 1, ("GPU-0",), 4),
+        (2, "cuda:0", 1.0, 2, ("GPU-0", "GPU-1"), 8),
+    ],
+)
+def test_a_trainer_is_told_its_share_and_inherits_its_locks(
+    make: Make, monkeypatch: pytest.MonkeyPatch, gpus: float, device: str, share: float, ranks: int, visible: tuple[str, ...], locks: int
+) -> None:
+    worker, launches = make(gpus=2), list[Launch]()
+
+    def spawn(launch: Launch) -> NoReturn:
+        launches.append(launch)
+        raise OSError("nothing is started here")
+
+    monkeypatch.setattr(worker.template, "spawn", spawn)
+    submit(worker.store, gpus)
+    with worker.chosen() as chosen:
+        assert chosen is not None
+        supervisor.supervise(worker.bench, *chosen)
+    (launch,) = launches
+    config = TrainerConfig.model_validate_json(launch.config_json)
+    assert (config.device, config.gpu_share, config.ranks) == (device, share, ranks)
+    assert (launch.visible_gpus, len(launch.locks)) == (visible, locks)
