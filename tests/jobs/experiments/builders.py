@@ -124,3 +124,9 @@ def do_tasks(store: Store, root: Path) -> list[str]:
         b.do(store, tasks.finish, task, getattr(importlib.import_module(module), name)(task.arguments, root))
         done.append(task.kind)
     return done
+
+
+def do_tasks_quickly(store: Store) -> None:
+    """The same with an answer in which nothing was found, where only the moments matter."""
+    while (task := b.do(store, tasks.claim, lease_s=60.0)) is not None:
+        b.do(store, tasks.finish, task, {"findings": {"arms": []}, "files": {}})
