@@ -137,7 +137,7 @@ def _progress(record: Record, groups: Sequence[Row[Any]]) -> dict[str, Any]:
         over = group.state in TERMINAL or group.state == DELETED
         done += each * (group.n if over else group.fractions or 0.0)
         made += each * (group.fractions or 0.0)  # of a failed run the part that it trained
-        seconds += (group.trained_ms or 0) / 1000
+        seconds += float(group.trained_ms or 0) / 1000  # PostgreSQL adds integers up to a decimal
     total = sum(epochs for _, epochs in planned.values())
     runs_done = sum(group.n for group in groups if group.state in TERMINAL or group.state == DELETED)
     at_work = sum(group.n for group in groups if group.state in OWNED)

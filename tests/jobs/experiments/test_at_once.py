@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from powergrad.jobs import lifecycle as job_moves
 from powergrad.jobs import sweeps
-from powergrad.jobs.claims import Claim
+from powergrad.jobs.claims import Claim, Offer
 from powergrad.jobs.errors import Fenced, IllegalMove
 from powergrad.jobs.experiments import lifecycle
 from powergrad.jobs.states import JobState
@@ -102,7 +102,7 @@ def test_of_workers_that_claim_at_once_one_settles_what_all_compute_with(store: 
     def claiming(threads: int) -> Callable[[], None]:
         def work() -> None:
             for _ in range(4):
-                b.claim(store, b.Offer(worker=f"w{threads}", device="cpu", gpus=0, cpu_threads=threads))
+                b.claim(store, Offer(worker=f"w{threads}", device="cpu", gpus=0, cpu_threads=threads))
 
         return work
 

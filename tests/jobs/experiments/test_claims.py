@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from powergrad.jobs.claims import effective_spec
+from powergrad.jobs.claims import Offer, effective_spec
 from powergrad.jobs.store import Store
 from tests.jobs import builders as b
 from tests.jobs.experiments import builders as e
 
-ON_GPU = b.Offer(worker="g", device="cuda", gpus=1, cpu_threads=8, in_all=1)
+ON_GPU = Offer(worker="g", device="cuda", gpus=1, cpu_threads=8, in_all=1)
 
 
 def test_every_job_computes_with_the_threads_of_the_first(store: Store) -> None:
     e.submit(store)
-    first = b.claimed(store, b.Offer(worker="a", device="cpu", gpus=0, cpu_threads=3))
-    others = [b.claimed(store, b.Offer(worker="b", device="cpu", gpus=0, cpu_threads=7)) for _ in range(3)]
+    first = b.claimed(store, Offer(worker="a", device="cpu", gpus=0, cpu_threads=3))
+    others = [b.claimed(store, Offer(worker="b", device="cpu", gpus=0, cpu_threads=7)) for _ in range(3)]
     assert [claim.cpu_threads for claim in (first, *others)] == [3, 3, 3, 3]
 
 
@@ -23,7 +23,7 @@ def test_jobs_of_another_experiment_and_of_none_settle_their_own(store: Store) -
     b.claimed(store)
     e.submit(store, seeds=1)
     b.submit(store)
-    wide = b.Offer(worker="b", device="cpu", gpus=0, cpu_threads=7)
+    wide = Offer(worker="b", device="cpu", gpus=0, cpu_threads=7)
     assert [b.claimed(store, wide).cpu_threads for _ in range(3)] == [7, 7, 7]
 
 

@@ -13,7 +13,7 @@ from powergrad.jobs import quotas, sweeps
 from powergrad.jobs.errors import ExperimentNotFound, IdempotencyMismatch, IllegalMove, InvalidSpec, QuotaExceeded
 from powergrad.jobs.experiments import lifecycle
 from powergrad.jobs.experiments.lifecycle import NewExperiment
-from powergrad.jobs.states import JobState
+from powergrad.jobs.states import JobState, Outcome
 from powergrad.jobs.store import Store
 from powergrad.jobs.tables import deletions, experiment_news, experiment_runs, experiments, idempotency_keys, jobs
 from tests.jobs import builders as b
@@ -123,7 +123,7 @@ def test_nothing_has_news_when_nothing_has_moved(store: Store) -> None:
 def by_rate(labels: dict[str, str], spec: dict[str, Any]) -> float:
     """α = 1 likes 0.1 and α = 0.5 likes 0.2."""
     best = 0.1 if spec["loss"]["alpha"] == 1.0 else 0.2
-    return 0.9 - abs(spec["optimizer"]["lr"] - best)
+    return 0.9 - abs(float(spec["optimizer"]["lr"]) - best)
 
 
 def test_every_arm_is_given_its_own_best_value_before_the_verdict(store: Store) -> None:
@@ -254,7 +254,7 @@ def test_pause_and_resume_of_the_whole(store: Store) -> None:
     claim = b.claimed(store)
     assert b.do(store, lifecycle.pause, experiment_id) == "running"  # it writes its checkpoint
     assert b.claim(store) is None
-    b.finish(store, claim.run, b.Outcome.STOPPED)
+    b.finish(store, claim.run, Outcome.STOPPED)
     e.advance(store)
     assert e.get(store, experiment_id)["state"] == "paused"
     assert b.do(store, lifecycle.resume, experiment_id) == "running"
@@ -268,7 +268,7 @@ def test_a_job_that_was_still_pausing_at_the_resume_goes_on(store: Store) -> Non
     b.do(store, lifecycle.pause, experiment_id)
     b.do(store, lifecycle.resume, experiment_id)
     assert b.state(store, claim.run.job_id) == JobState.PAUSING
-    b.finish(store, claim.run, b.Outcome.STOPPED)
+    b.finish(store, claim.run, Outcome.STOPPED)
     e.advance(store)
     assert b.state(store, claim.run.job_id) == JobState.QUEUED
 

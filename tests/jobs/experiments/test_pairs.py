@@ -8,7 +8,7 @@ from typing import Any
 from powergrad import trainer
 from powergrad.experiments import statistics
 from powergrad.jobs import recording
-from powergrad.jobs.claims import Claim, effective_spec
+from powergrad.jobs.claims import Claim, Offer, effective_spec
 from powergrad.jobs.experiments import queries
 from powergrad.jobs.states import End, Outcome
 from powergrad.jobs.store import Store
@@ -17,7 +17,7 @@ from tests.jobs import builders as b
 from tests.jobs.experiments import builders as e
 
 SMALL: dict[str, Any] = {"data": {"dataset": "digits", "image_size": 8, "batch_size": 256}, "model": {"name": "resnet8"}, "epochs": 2}
-ONE_THREAD = b.Offer(worker="w", device="cpu", gpus=0, cpu_threads=1)
+ONE_THREAD = Offer(worker="w", device="cpu", gpus=0, cpu_threads=1)
 
 
 def train_really(store: Store, claim: Claim, folder: Path) -> None:

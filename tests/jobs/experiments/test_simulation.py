@@ -22,6 +22,7 @@ from powergrad.jobs.claims import Claim
 from powergrad.jobs.errors import ExperimentNotFound, Fenced, IllegalMove, JobNotFound, QuotaExceeded
 from powergrad.jobs.experiments import lifecycle
 from powergrad.jobs.experiments.lifecycle import ENDED, NewExperiment
+from powergrad.jobs.states import Outcome
 from powergrad.jobs.sweeper import advance_experiments
 from powergrad.jobs.tables import experiment_runs, experiments, jobs
 from tests.jobs import builders as b
@@ -68,7 +69,7 @@ class World:
 
     def stop(self, pick: int) -> None:
         if self.claims:
-            b.finish(self.store, self.claims.pop(pick % len(self.claims)).run, b.Outcome.STOPPED)
+            b.finish(self.store, self.claims.pop(pick % len(self.claims)).run, Outcome.STOPPED)
 
     def die(self, _pick: int) -> None:
         self.claims.clear()
