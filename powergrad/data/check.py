@@ -18,8 +18,8 @@ from typing import Any
 from PIL import Image
 
 from powergrad import durable
-from powergrad.archives import BROKEN, MOST_NAMED, SPLITS, is_split, stamp_of, version_of, walk
-from powergrad.data.decode import FORMATS, decode
+from powergrad.archives import MOST_NAMED, SPLITS, is_split, stamp_of, version_of, walk
+from powergrad.data.decode import BROKEN, FORMATS, decode
 from powergrad.data.errors import DataError, DataMissing, DataUnreadable
 from powergrad.data.folders import class_folders, inside
 from powergrad.data.split import with_validation

@@ -21,8 +21,8 @@ MAX_PIXELS = 64 * 2**20
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
 """Pillow goes by a file's content, not its name, and knows formats that are programs (EPS is handed to Ghostscript): these, no others."""
-# what Pillow's decoders raise on broken files, found by feeding them truncated and bit-flipped ones
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error)
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error)
+"""What Pillow's decoders raise on broken files, found by feeding them truncated and bit-flipped ones."""
 _JPEG_SCALES = (8, 4, 2)  # libjpeg decodes at these fractions; its decoder has more, Pillow offers these
 
 
@@ -66,7 +66,7 @@ def decode(source: Source, size: int, *, crop: CropOf | None = None, name: str |
             return _part(drafted, size, _scaled(box, drafted.width / width, drafted.height / height, drafted.size))
     except Image.DecompressionBombError as error:
         raise DataUnreadable(f"{name}: more than {MAX_PIXELS:,} pixels: shrink the image or leave it out") from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise DataUnreadable(f"{name}: cannot be decoded ({error}): replace the image or leave it out") from error
 
 

@@ -152,6 +152,16 @@ def test_odd_images_are_reported_and_train(kind: str, tmp_path: Path) -> None:
     assert (odd["name"].startswith("rose/odd"), odd["why"].startswith(kind)) == (True, True)
 
 
+def test_a_broken_second_page_of_a_tiff_does_not_end_the_check(tmp_path: Path) -> None:
+    """Found by fuzzing: counting the pages raises what decoding the first does not."""
+    pages = bytearray(encoded(Image.new("L", (20, 20)), "TIFF", save_all=True, append_images=[Image.new("L", (20, 20), 200)]))
+    first = struct.unpack_from("<I", pages, 4)[0]
+    second = struct.unpack_from("<I", pages, first + 2 + 12 * struct.unpack_from("<H", pages, first)[0])[0]
+    struct.pack_into("<H", pages, second + 2, 999)  # its width is no width any more
+    found = checked(tmp_path, flowers() | {"rose/pages.tif": bytes(pages)})
+    assert (found["state"], found["report"]["odd"]["count"]) == ("ready", 0)
+
+
 def test_unreadable_images_are_left_out_if_asked_and_told_even_by_a_second_check(tmp_path: Path) -> None:
     entries = flowers() | {"rose/broken.png": b"x", "tulip/broken.png": b"y"}
     first = checked(tmp_path, entries, skip=True)
