@@ -70,9 +70,9 @@ def check_s(arguments: Mapping[str, Any]) -> float:
 KINDS = {
     "predict": Kind("powergrad.predict:predict"),
     datasets.CHECK: Kind("powergrad.data.check:check", check_s, CHECK_MEMORY_BYTES),
-    answers.KIND: Kind("powergrad.experiments.analysis:analyse", memory_bytes=CHECK_MEMORY_BYTES),
-    answers.DRAW: Kind("powergrad.experiments.search:draw", memory_bytes=CHECK_MEMORY_BYTES),
-    answers.DECIDE: Kind("powergrad.experiments.search:decide", memory_bytes=CHECK_MEMORY_BYTES),
+    answers.KIND: Kind("powergrad.experiments.analysis:analyse"),
+    answers.DRAW: Kind("powergrad.experiments.search:draw"),
+    answers.DECIDE: Kind("powergrad.experiments.search:decide"),
 }
 
 

@@ -40,7 +40,7 @@ def test_what_is_wrong_is_found_where_it_was_written() -> None:
         "/grid/loss.alpha/1",
         "/grid/clip/1/value",
     ]
-    assert pointers(spec={"epochs": 0, "loss": {"alpha": 2.0}}, grid={"seed": [1]}) == ["/spec/epochs", "/spec/loss/alpha", "/grid/seed"]
+    assert pointers(spec={"epochs": 0, "loss": {"alpha": 2.0}}, grid={"seed": [1]}) == ["/spec/loss/alpha", "/spec/epochs", "/grid/seed"]
     assert pointers(tune={"optimizer.lr": [0.1, -1.0]}) == ["/tune/optimizer.lr/1"]
     assert pointers(seeds=0) == ["/seeds"]
     assert pointers(nonsense=1) == ["/nonsense"]
