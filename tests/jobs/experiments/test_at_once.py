@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+
+from sqlalchemy import update
 
 from powergrad.jobs import lifecycle as job_moves
 from powergrad.jobs import sweeps
+from powergrad.jobs.artifacts import Artifacts
 from powergrad.jobs.claims import Claim, Offer
 from powergrad.jobs.errors import Fenced, IllegalMove
 from powergrad.jobs.experiments import lifecycle
 from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Store
+from powergrad.jobs.sweeper import advance_experiments
+from powergrad.jobs.tables import experiments
 from tests.jobs import builders as b
 from tests.jobs.experiments import builders as e
 
@@ -124,3 +130,41 @@ def test_an_experiment_is_deleted_while_it_is_looked_at(store: Store) -> None:
     b.at_once([advancing(store), remove, advancing(store)])
     with store.read() as tx:
         assert not lifecycle.needs_advance(tx)
+
+
+def test_answers_come_while_the_experiment_is_looked_at_and_deleted(store: Store, tmp_path: Path) -> None:
+    """A task's end holds the task and waits for the experiment; looking at the experiment waits for no task."""
+    artifacts = Artifacts(str(tmp_path))
+    ids = [e.submit(store, seeds=2) for _ in range(4)]
+    e.train_all(store)
+
+    def sweep() -> None:
+        for _ in range(5):
+            advance_experiments(store, artifacts, lambda: None)
+
+    def answer() -> None:
+        for _ in range(10):
+            e.do_tasks_quickly(store)
+
+    def remove() -> None:
+        for experiment_id in ids[:2]:
+            with suppress(IllegalMove):
+                b.do(store, lifecycle.remove, experiment_id)
+
+    advance_experiments(store, artifacts, lambda: None)
+    b.at_once([sweep, sweep, answer, answer, remove])
+    sweep()
+    e.do_tasks_quickly(store)
+    sweep()
+    assert {e.get(store, one)["analysis"]["state"] for one in ids[2:]} == {"current"}
+    with store.read() as tx:
+        assert not lifecycle.needs_advance(tx)
+
+
+def test_an_experiment_that_cannot_be_read_holds_up_no_other(store: Store, tmp_path: Path) -> None:
+    broken, whole = e.submit(store), e.submit(store)
+    with store.write() as tx:
+        tx.run(update(experiments).where(experiments.c.id == broken).values(plan={}))
+    e.train_all(store)
+    advance_experiments(store, Artifacts(str(tmp_path)), lambda: None)
+    assert e.get(store, whole)["state"] == "succeeded"

@@ -32,6 +32,12 @@ from tests.stores import FakeClock, Fault, FlakyStore
 QUESTIONS: tuple[dict[str, Any], ...] = (
     {"seeds": 2},
     {"seeds": 2, "tune": {"optimizer.lr": [0.1, 0.2, 0.4]}, "tuning": {"halving": 2}},
+    {
+        "strategy": "asha",
+        "space": {"optimizer.lr": {"values": [0.1, 0.2, 0.4, 0.8]}},
+        "search": {"trials": 4, "reduction": 2},
+        "spec": {"epochs": 4},
+    },
 )
 REFUSED = (IllegalMove, Fenced, JobNotFound, ExperimentNotFound, QuotaExceeded, OperationalError)
 
@@ -87,7 +93,7 @@ class World:
         if task is not None and pick % 3 == 0:
             b.do(self.store, tasks.fail, task, "crashed", "it did")
         elif task is not None:
-            b.do(self.store, tasks.finish, task, {"findings": {"arms": []}, "files": {}})
+            b.do(self.store, tasks.finish, task, e.quick_answer(task))
 
     def move(self, pick: int) -> None:
         for experiment_id in self.ids():
@@ -149,7 +155,8 @@ class World:
         self.holds()
         shown = e.get(self.store, experiment_id)
         assert shown["state"] in ENDED
-        assert set(shown["counts"]) <= {"succeeded", "failed", "cancelled", "deleted"}
+        rests = {"paused"} if shown["stage"] == "search" else set()
+        assert set(shown["counts"]) <= {"succeeded", "failed", "cancelled", "deleted"} | rests
         with self.store.read() as tx:
             assert not lifecycle.needs_advance(tx)
             assert not tasks.has_work(tx)
