@@ -192,10 +192,10 @@ def test_a_gpu_of_a_worker_is_supervised_by_as_many_threads_as_it_has_parts_in_u
 
     monkeypatch.setattr(service, "supervise", supervise)
     worker.template.ready.set()
+    submitted = submit(worker.store, *[0.25] * 4)
     looks = threading.Thread(target=worker._look_for_work)
     looks.start()
     try:
-        submitted = submit(worker.store, *[0.25] * 4)
         assert all_there.wait(60)
         assert seen == set(submitted)
     finally:
