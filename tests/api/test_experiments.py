@@ -11,7 +11,7 @@ from sqlalchemy import select
 from api import experiment_documents as documents
 from api.routes.experiments import FILES
 from powergrad.jobs import quotas
-from powergrad.jobs.tables import experiment_runs, experiments, jobs
+from powergrad.jobs.tables import experiment_runs, experiments, jobs, tasks
 from tests.api.callers import give_report
 from tests.api.conftest import Api, register_worker, until
 from tests.jobs import builders
@@ -155,6 +155,17 @@ def test_the_whole_is_paused_resumed_and_cancelled(any_api: Api) -> None:
     assert {job["state"] for job in jobs_of(any_api, found["id"])} == {"cancelled"}
     problem = refused(any_api.http.post(f"{url}/resume"), 409, "illegal_move")
     assert problem["state"] == "cancelled"
+
+
+def test_what_was_cancelled_is_analysed_without_delay(any_api: Api) -> None:
+    """A user's move leaves the analysis to the sweeper; it does not wait for one that nobody hands over."""
+
+    def asked() -> list[Any]:
+        with any_api.store.read() as tx:
+            return list(tx.all(select(tasks.c.id).where(tasks.c.kind == "experiment")))
+
+    any_api.http.post(f"{URL}/{ask(any_api)['id']}/cancel")
+    until(asked)
 
 
 def test_what_has_ended_is_deleted_with_its_jobs(any_api: Api) -> None:

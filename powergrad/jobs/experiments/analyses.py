@@ -47,8 +47,11 @@ class Move:
     asked: Asked | None = None
 
 
-def next_move(tx: Tx, row: Row[Any], plan: dict[str, Any], key: str | None, *, ended: bool) -> Move:
-    """key: of the evidence as it is now; None while there is none. ended: no further run will end by itself."""
+def next_move(tx: Tx, row: Row[Any], plan: dict[str, Any], key: str | None, *, ended: bool, hands_over: bool) -> Move:
+    """key: of the evidence as it is now; None while there is none. ended: no further run will end by itself.
+
+    hands_over: whether the caller gives what is asked to `hand_over` after its commit; else whoever advances experiments next asks for it.
+    """
     asked: dict[str, Any] = plan.get("analysis") or {"key": None, "at": 0, "tries": 0}
     task_id = row.task_id
     if task_id is not None:
@@ -65,6 +68,8 @@ def next_move(tx: Tx, row: Row[Any], plan: dict[str, Any], key: str | None, *, e
     pause_ms = RETRY_MS * 2 ** (tries - 1) if tries else 0 if ended else INTERVAL_MS
     if tx.now_ms < asked["at"] + pause_ms:
         return Move(key, None, row.error, due_ms=asked["at"] + pause_ms)
+    if not hands_over:
+        return Move(key, None, row.error, due_ms=tx.now_ms)
     task_id = tasks.new_id(tx)
     debts.owe(tx, tasks.task_dir(task_id), after_s=LOST_MS / 1000)
     wish = {"key": key, "at": tx.now_ms, "tries": tries + 1}

@@ -255,7 +255,7 @@ def advance(tx: Tx, experiment_id: str | None = None) -> Advanced:
     for one in waiting(tx) if experiment_id is None else [experiment_id]:
         row = tx.one(_free(tx, one))
         if row is not None:
-            return _look(tx, Record(row)).advanced
+            return _look(tx, Record(row), hands_over=True).advanced
         if tx.one(select(experiments.c.id).where(experiments.c.id == one)) is None:
             news.take(tx, one)  # of the jobs of one that is gone
     return Advanced()
@@ -273,12 +273,19 @@ class _Looked:
 
 
 def _look(
-    tx: Tx, record: Record, plan: Plan | None = None, *, wish: str | None = None, resuming: Sequence[str] = (), refuses: bool = False
+    tx: Tx,
+    record: Record,
+    plan: Plan | None = None,
+    *,
+    wish: str | None = None,
+    resuming: Sequence[str] = (),
+    refuses: bool = False,
+    hands_over: bool = False,
 ) -> _Looked:
     """Take an experiment, whose row this transaction holds, as far as it goes now.
 
     plan, wish: where the user has changed them.  resuming: jobs that pause at this moment, to go on after that.  refuses: raise what keeps
-    runs from being made, instead of waiting for it or noting it.
+    runs from being made, instead of waiting for it or noting it.  hands_over: whether the caller hands over the analysis that is asked for.
     """
     row, question = record.row, record.question
     news.take(tx, row.id)  # before the runs are read: see there
@@ -304,7 +311,7 @@ def _look(
         found = records.runs(tx, row.id) if now else found
     rests = search is None or search.over  # nothing but jobs that are there decides what comes
     state = _state(found, row, wish=wish, missing=bool(missing) or not rests)
-    looked = analyses.next_move(tx, row, stored, evidence.key(record, plan, found), ended=state in ENDED)
+    looked = analyses.next_move(tx, row, stored, evidence.key(record, plan, found), ended=state in ENDED, hands_over=hands_over)
     due = [looked.due_ms, tx.now_ms + QUOTA_WAIT_MS if missing and wish == RUNNING else None]
     due.append(None if search is None else search.due_ms)
     due.append(tx.now_ms if any(run.unseen for run in found) else None)
