@@ -448,3 +448,49 @@ def test_more_seeds_than_the_quota_allows_are_refused(store: Store) -> None:
         b.do(store, lifecycle.add_seeds, experiment_id, 1)
     assert len(e.get(store, experiment_id)["arms"]) == 2
     assert e.settle(store) == 4
+
+
+# --- what the question refers to
+
+
+def an_origin(store: Store) -> str:
+    """A job that has ended with two checkpoints, the first of which is the best so far."""
+    run = b.running(store)
+    b.record(store, run, b.plan(), b.step(20), b.checkpoint(10, 0.5), b.checkpoint(20, 0.4))
+    b.finish(store, run)
+    return run.job_id
+
+
+def test_every_run_starts_from_the_checkpoint_that_was_meant_at_the_submission(store: Store) -> None:
+    run = b.running(store)
+    b.record(store, run, b.plan(), b.step(10), b.checkpoint(10, 0.5))
+    experiment_id = e.submit(
+        store, spec={"model": {"name": "resnet8", "init_from": f"{run.job_id}/best"}}, tune={"optimizer.lr": [0.1, 0.2]}
+    )
+    b.record(store, run, b.step(20), b.checkpoint(20, 0.9))  # the best from here on
+    b.finish(store, run)
+    e.settle(store)
+    assert {one.spec["model"]["init_from"] for one in e.runs(store, experiment_id)} == {f"{run.job_id}/step-00000010"}
+
+
+def test_an_arms_own_reference_is_fixed_too(store: Store) -> None:
+    origin = an_origin(store)
+    experiment_id = e.submit(store, grid={"model.init_from": [None, f"{origin}/latest"]}, tune={"optimizer.lr": [0.1, 0.2]})
+    e.settle(store)
+    found = {(run.arm, run.stage, run.spec["model"]["init_from"]) for run in e.runs(store, experiment_id)}
+    assert found == {(0, "tuning-0", None), (0, "verdict", None)} | {
+        (1, stage, f"{origin}/step-00000020") for stage in ("tuning-0", "verdict")
+    }
+
+
+def test_runs_that_can_no_longer_be_made_are_told_and_end_it(store: Store) -> None:
+    origin = an_origin(store)
+    spec = {"model": {"name": "resnet8", "init_from": f"{origin}/best"}}
+    experiment_id = e.submit(store, spec=spec, tune={"optimizer.lr": [0.1, 0.2]})
+    e.train_all(store)
+    b.do(store, job_moves.remove, origin)
+    e.advance(store)
+    shown = e.get(store, experiment_id)
+    assert (shown["state"], len(e.runs(store, experiment_id))) == ("failed", 4)
+    assert "4 runs could not be made" in shown["warnings"][0]
+    assert origin in shown["warnings"][0]
