@@ -91,7 +91,7 @@ def _sent_on(tx: Tx, record: Record, plan: Plan, stored: dict[str, Any], found: 
     if "answer" in state and runs_on:
         chosen = [one for one in state["answer"]["go_on"] if one["trial"] in held]
         now = chosen if room is None else chosen[:room]
-        for one in now:
+        for one in sorted(now, key=lambda one: held[one["trial"]].job_id):  # rows are held in the order of their ids, by everybody
             plan = _go_on(tx, plan, one["trial"], held.pop(one["trial"]).job_id, one["until"])
         rest = [one for one in chosen if one not in now]
         state = {**state, "answer": {"go_on": rest}} if rest else {"key": state["key"]}
