@@ -72,7 +72,7 @@ def arms_table(view: ExperimentView) -> Table:
     table.add_column("trial" if is_search else "arm", overflow="fold", max_width=44)
     if is_tuned(view):
         table.add_column("tuned", overflow="fold", max_width=24)
-    table.add_column("runs", justify="right", no_wrap=True)
+    table.add_column("state" if is_search else "runs", justify="left" if is_search else "right", no_wrap=True)
     table.add_column("mean ± 95 %" if not is_search else "value", justify="right", no_wrap=True)
     if not is_search:
         table.add_column("difference (95 %)", justify="right", no_wrap=True)
@@ -80,7 +80,7 @@ def arms_table(view: ExperimentView) -> Table:
     for arm in ordered(view):
         cells = [name_of(arm, view)]
         cells += [escape(settings(arm.tuned))] if is_tuned(view) else []
-        cells += [runs(arm), mean(arm, measured)]
+        cells += [trial_state(arm) if is_search else runs(arm), mean(arm, measured)]
         cells += [] if is_search else [difference(arm, view, measured), p_value(arm.difference.p_t_holm) if arm.difference else ""]
         table.add_row(*cells)
     return table
@@ -141,6 +141,11 @@ def runs(arm: Arm) -> str:
     total = sum(arm.counts.values())
     lost = ", ".join(f"{arm.counts[state]} {state}" for state in ("failed", "cancelled", "deleted") if arm.counts.get(state))
     return f"{arm.counts.get('succeeded', 0)}/{total}" + (f" [red]{lost}[/]" if lost else "")
+
+
+def trial_state(arm: Arm) -> str:
+    """Of a search's one run; a paused one waits at its rung."""
+    return " ".join(console.state(state) for state in arm.counts) or "not begun"
 
 
 def mean(arm: Arm, measured: Unit) -> str:
