@@ -18,12 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.classification import binary_calibration_error
 
 from powergrad import durable
+from powergrad.evaluate import calibration_error
 from powergrad.spreadsheets import spreadsheet_safe
 
-CALIBRATION_BINS = 15  # Guo et al. 2017, arXiv 1706.04599
 WORST = 100
 """Mistakes that are listed."""
 DENSE_CLASSES = 200
@@ -90,7 +89,7 @@ def analyse(
         recall=right.double() / support,
         f1=2 * right.double() / (support + predicted),
         support=support,
-        ece=float(binary_calibration_error(confidences, (truths == predictions).long(), n_bins=CALIBRATION_BINS)),
+        ece=calibration_error([confidences], [truths == predictions]),
         worst=_worst(truths, predictions, confidences, worst),
     )
 

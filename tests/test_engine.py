@@ -19,7 +19,7 @@ from torch import Tensor
 from powergrad import checkpoint, determinism
 from powergrad.checkpoint import StorageFull
 from powergrad.engine import PrecisionUnsupported, Run, choose_precision, computes_in_bf16, resume, train
-from powergrad.evaluate import evaluate
+from powergrad.evaluate import calibration_error, evaluate
 from powergrad.progress import Diverged, Progress
 from powergrad.protocol import CheckpointFailed, CheckpointWritten, Evaluation, Message, Note, Phase, RolledBack, Step
 from powergrad.schedule import alpha_at, lr_at
@@ -627,8 +627,21 @@ def test_evaluation_is_what_numpy_says(tmp_path: Path) -> None:
         "val_logit_mean_abs": float(abs(logits.mean(axis=1)).mean()),
         "val_logit_max_abs": float(abs(logits.max(axis=1)).mean()),
         "val_logit_var": float(logits.var(axis=1).mean()),
+        "val_ece": _ece(1 / _exp(shifted).sum(axis=1), rank == 0),
     }
     assert found == pytest.approx(expected, rel=1e-5)  # float32 sums of 359 images
+
+
+def _ece(confidence: Any, hit: Any) -> float:
+    """Guo et al. 2017, equation 3, with 15 bins."""
+    bins = [chosen for b in range(15) if (chosen := (confidence * 15).astype(int) == b).any()]
+    return float(sum(abs(confidence[chosen].mean() - hit[chosen].mean()) * chosen.mean() for chosen in bins))
+
+
+def test_a_network_that_is_not_finite_has_no_calibration() -> None:
+    hits = [torch.tensor([True, False])]
+    assert math.isnan(calibration_error([torch.tensor([0.5, math.nan])], hits))
+    assert calibration_error([torch.tensor([0.9, 0.9])], hits) == pytest.approx(0.4)
 
 
 def _exp(x: Any) -> Any:

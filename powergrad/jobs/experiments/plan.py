@@ -31,7 +31,7 @@ OWN_LABELS = ("experiment", "arm", "seed", "stage")
 MOST_LABELS = 32
 VARIABLE = frozenset(TrainSpec.model_fields) - {"seed"}
 METRICS = (
-    *(f"{split}_{name}" for split in ("val", "test") for name in ("top1", "top5", "loss")),
+    *(f"{split}_{name}" for split in ("val", "test") for name in ("top1", "top5", "loss", "ece")),
     *(f"{split}_logit_{name}" for split in ("val", "test") for name in ("norm", "mean_abs", "max_abs", "var")),
     "train_top1",
     "train_loss",
