@@ -178,6 +178,16 @@ def test_what_has_ended_is_deleted_with_its_jobs(any_api: Api) -> None:
     assert jobs_of(any_api, found["id"]) == []
 
 
+def test_five_hundred_runs_end_and_go_with_one_call_each(api: Api) -> None:
+    found = ask(api, grid={"loss.alpha": [i / 50 for i in range(1, 51)]}, seeds=10)
+    url = f"{URL}/{found['id']}"
+    assert api.http.get(url).json()["counts"] == {"queued": 500}
+    ended = api.http.post(f"{url}/cancel").json()
+    assert (ended["state"], ended["counts"]) == ("cancelled", {"cancelled": 500})
+    assert api.http.delete(url).status_code == 204
+    assert jobs_of(api, found["id"]) == []
+
+
 def test_seeds_are_added(any_api: Api) -> None:
     found = ask(any_api)
     answer = any_api.http.post(f"{URL}/{found['id']}/seeds", json={"count": 2})

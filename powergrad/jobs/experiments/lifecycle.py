@@ -351,8 +351,9 @@ def _is_settled(run: Run) -> bool:
 
 def _kept(tx: Tx, record: Record, found: Sequence[Run]) -> list[Run]:
     """The runs, with what those gave that have ended since the last look written down; of very many the rest is left for the next look."""
-    unseen = {run.job_id: run for run in found if run.unseen}
-    some = dict(list(unseen.items())[:MOST_KEPT])
+    unseen = [run for run in found if run.unseen]
+    begun, others = ([run for run in unseen if run.started is wanted] for wanted in (True, False))
+    some = {run.job_id: run for run in (*others, *begun[:MOST_KEPT])}  # what never began has no curve to be read
     metric = record.question.spec.metric
     told: dict[str, dict[str, Any]] = {}
     for job in tx.all(select(jobs).where(jobs.c.id.in_(list(some)))):
@@ -420,7 +421,7 @@ def _run_row(experiment_id: str, run: Wanted, job_id: str) -> dict[str, Any]:
 def _state(found: Sequence[Run], row: Any, *, wish: str, missing: bool) -> str:
     """The experiment's state in the jobs' words. missing: runs are still to be made."""
     states = {run.state for run in found if run.is_open and not searches.is_held(run)}
-    if wish == CANCELLED and JobState.CANCELLING in states:
+    if wish == CANCELLED and (JobState.CANCELLING in states or any(run.unseen for run in found)):
         return JobState.CANCELLING
     if states or missing or any(run.unseen for run in found):
         is_idle = states <= {JobState.PAUSED} and (bool(states) or wish == PAUSED)
