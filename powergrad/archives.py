@@ -321,7 +321,7 @@ def parts_of(raw: str) -> list[str]:
     if ".." in parts:
         raise BadArchive(raw, "leads upwards (..): pack the folder by a relative name")
     if len(parts) > MOST_PARTS:
-        raise BadArchive(raw, f"lies {len(parts)} folders deep, of at most {MOST_PARTS}")
+        raise BadArchive(raw, f"lies {len(parts) - 1} folders deep, of at most {MOST_PARTS - 1}")
     if any(len(part.encode()) > LONGEST_PART_BYTES for part in parts) or sum(len(part.encode()) + 1 for part in parts) > LONGEST_NAME_BYTES:
         raise BadArchive(raw, f"is too long: {LONGEST_PART_BYTES} bytes a name, {LONGEST_NAME_BYTES:,} in all")
     return parts
@@ -363,7 +363,8 @@ def _check_layout(folders: set[str], images: list[str], *, left_out: list[str]) 
     if "train" in tops and "val" in tops:
         in_split = next((name for name in images if name.count("/") == 1), None)
         if in_split is not None:
-            raise BadArchive(in_split, f"lies in no class folder: {wanted}")
+            where = "lies in no class folder" if in_split.partition("/")[0] in SPLITS else "lies in a folder beside train/ and val/"
+            raise BadArchive(in_split, f"{where}: {wanted}")
         beside = next((name for name in images if name.partition("/")[0] not in SPLITS), None)
         if beside is not None:
             raise BadArchive(beside, f"lies beside train/ and val/: {wanted}")
@@ -403,7 +404,7 @@ def _read_zip(file: IO[bytes], taken: _Taken) -> None:
     try:
         archive = zipfile.ZipFile(file)
     except BROKEN as error:
-        raise BadArchive("", f"is broken: {error}") from error
+        raise BadArchive("", _broken(error)) from error
     with archive:
         entries = archive.infolist()
         _refuse_overlaps(entries, archive.start_dir)
@@ -476,7 +477,17 @@ def _zip_blocks(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[byt
             while block := file.read(BLOCK_BYTES):  # its CRC is compared at its end
                 yield block
     except BROKEN as error:
-        raise BadArchive(info.filename, f"is broken: {error}") from error
+        raise BadArchive(info.filename, _broken(error)) from error
+
+
+def _broken(error: Exception) -> str:
+    """What a reader stumbled over, and what to do about it."""
+    told = str(error)
+    if isinstance(error, EOFError) or told == "File is not a zip file":
+        return "is cut off: send the whole archive"
+    if isinstance(error, gzip.BadGzipFile):
+        return "has something else behind its end: pack it anew"
+    return f"is broken: {error}"
 
 
 @dataclass
@@ -493,7 +504,7 @@ class _Stream:
         try:
             data = self.file.read(size)
         except BROKEN as error:
-            raise BadArchive(self.at, f"is broken: {error}") from error
+            raise BadArchive(self.at, _broken(error)) from error
         self.done += len(data)
         self.taken.check_ratio(self.done, self.at)
         return data

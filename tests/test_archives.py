@@ -305,6 +305,7 @@ def test_a_disk_that_is_too_full_is_no_fault_of_the_archive(tmp_path: Path) -> N
     [
         ({"1.png": b"x", "a/1.png": b"y"}, "1.png: lies in no class folder"),
         ({"train/1.png": b"x", "val/a/1.png": b"y"}, "train/1.png: lies in no class folder"),
+        ({"rose/1.png": b"x", "train/a/1.png": b"y", "val/a/1.png": b"z"}, "rose/1.png: lies in a folder beside train/ and val/"),
         ({"train/a/1.png": b"x", "val/a/1.png": b"y", "extra/a/1.png": b"z"}, "extra/a/1.png: lies beside"),
         ({"train/a/1.png": b"x", "test/a/1.png": b"y"}, "found test/, train/"),
         ({"notes.txt": b"x"}, "holds no image.*notes.txt"),

@@ -241,6 +241,8 @@ def state(name: str) -> str:
 def seconds(text: str, *, option: str) -> float:
     """What 45m, 12h, 30d or 8w is in seconds."""
     found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhdw])", text.strip())
+    if re.fullmatch(r"[0-9]{10,}(\.[0-9]*)?[smhdw]", text.strip()):
+        raise Problem(f"{option} {text[:32]}: must be a number below 1,000,000,000 and s, m, h, d or w, such as 30d", code=Code.USAGE)
     if found is None or float(found[1]) == 0:
         raise Problem(f"{option} {text}: must be a number above 0 and s, m, h, d or w, such as 30d", code=Code.USAGE)
     return float(found[1]) * UNITS_S[found[2]]

@@ -62,8 +62,11 @@ def create(
 ) -> None:
     """Make a key and print it, this once."""
     from powergrad.jobs import keys
+    from powergrad.jobs.rows import LOCAL_OWNER
 
-    scopes = frozenset(_scope(one) for one in scope or ()) | (frozenset({keys.Scope.ADMIN}) if admin else frozenset())
+    if admin and scope:
+        raise Problem("--admin and --scope: give one of the two; --admin is --scope admin", code=Code.USAGE)
+    scopes = frozenset({keys.Scope.ADMIN}) if admin else frozenset(_scope(one) for one in scope or ())
     ttl_s = None if expires is None else console.seconds(expires, option="--expires")
     with _opened(data_dir) as store, store.write() as tx:
         is_first = not keys.are_configured(tx)
@@ -81,6 +84,10 @@ def create(
     console.say("Clients take it from the environment: export POWERGRAD_API_KEY=…")
     if is_first:
         console.say("It is the first: from now on the server asks every caller for a key.")
+        if keys.Scope.ADMIN not in scopes:
+            console.say("[yellow]No key manages keys and quotas yet:[/] powergrad keys create --admin")
+        if owner != LOCAL_OWNER:
+            console.say("Jobs from before there were keys belong to [bold]local[/]: powergrad keys create shows them again.")
 
 
 @app.command("list", epilog=EXIT_CODES)

@@ -104,7 +104,8 @@ def _sentence(findings: Findings) -> str:
 
 def _is_open(findings: Findings) -> bool:
     states = _states(findings)
-    return sum(states.values()) < findings["planned"] or bool(states.keys() - ENDED)
+    ended = ENDED | {"paused"} if findings["strategy"] == "asha" else ENDED  # who is behind is paused for good
+    return sum(states.values()) < findings["planned"] or bool(states.keys() - ended)
 
 
 def _states(findings: Findings) -> Counter[str]:

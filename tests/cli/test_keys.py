@@ -70,6 +70,12 @@ def test_the_first_key_says_what_it_changes_and_the_second_does_not(run: Run) ->
     assert "from now on" not in run("keys", "create")[2]
 
 
+def test_a_first_key_that_manages_nothing_says_what_is_missing(run: Run) -> None:
+    told = run("keys", "create", "--owner", "bob")[2]
+    assert "No key manages keys and quotas yet" in told
+    assert "belong to local" in told
+
+
 def test_a_fresh_directory_is_its_users_alone(run: Run, tmp_path: Path) -> None:
     run("keys", "list")
     assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
@@ -81,7 +87,6 @@ def test_a_fresh_directory_is_its_users_alone(run: Run, tmp_path: Path) -> None:
         (["--scope", "read"], {Scope.READ}),
         (["--scope", "read", "--scope", "submit"], {Scope.READ, Scope.SUBMIT}),
         (["--admin"], set(Scope)),
-        (["--scope", "read", "--admin"], set(Scope)),
     ],
 )
 def test_scopes_are_those_given(run: Run, url: str, arguments: list[str], scopes: set[Scope]) -> None:
@@ -104,6 +109,8 @@ def test_a_key_ends_after_as_long_as_it_says(run: Run, text: str, seconds: int) 
         (["create", "--expires", "-1d"], "--expires -1d: must be"),
         (["create", "--expires", "tomorrow"], "--expires tomorrow: must be"),
         (["create", "--expires", "999999999w"], "ttl_s=6.048e+14: must be greater than 0 and at most"),
+        (["create", "--expires", "99999999999999w"], "must be a number below 1,000,000,000 and"),
+        (["create", "--admin", "--scope", "read"], "--admin and --scope: give one of the two"),
         (["create", "--owner", "a b"], "owner='a b': must match"),
         (["create", "--name", "x" * 65], "must match"),
         (["create", "--scope", "root"], "--scope root: must be read, submit, admin"),
