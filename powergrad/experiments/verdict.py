@@ -35,6 +35,7 @@ def cautions(evidence: Evidence, findings: Findings) -> list[str]:
     return [
         *_of_missing_runs(evidence, findings),
         *_of_early_looks(findings),
+        *_of_added_seeds(evidence),
         *_of_shared_settings(evidence),
         *_of_grid_edges(evidence, findings),
         *_of_losses(evidence),
@@ -305,6 +306,14 @@ def _of_early_looks(findings: Findings) -> list[str]:
     return [
         "Runs are still to come. Who looks early and often finds differences that are not there: the verdict counts once all have ended."
     ]
+
+
+def _of_added_seeds(evidence: Evidence) -> list[str]:
+    planned = evidence["question"].get("seeds")
+    if evidence["strategy"] != "grid" or not planned or len(evidence["seeds"]) <= planned:
+        return []
+    why = "Who adds seeds until the answer pleases finds differences that are not there; p-values and intervals do not know of it."
+    return [f"Seeds were added to the {planned} that were asked for. {why}"]
 
 
 def _of_shared_settings(evidence: Evidence) -> list[str]:

@@ -212,6 +212,12 @@ def test_an_early_look_is_warned_of() -> None:
     assert "Runs are still to come" in warned(evidence([0] * 3, [0] * 3, runs=runs))
 
 
+def test_seeds_that_were_added_after_a_look_are_warned_of() -> None:
+    asked = evidence([0.5, 0.6, 0.7], [0.6, 0.6, 0.8])
+    assert "Seeds were added" not in warned({**asked, "question": {"seeds": 3}})
+    assert "Seeds were added to the 2 that were asked for" in warned({**asked, "question": {"seeds": 2}})
+
+
 def test_the_sentence_uses_the_arms_labels() -> None:
     some = evidence(BASE, plus(BETTER), settings=[{"clip": None}, {"clip": {"mode": "agc", "value": 0.01}}])
     assert labels(some["arms"], some["spec"]) == ["no clip", "clip agc"]
