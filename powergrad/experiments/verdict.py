@@ -220,8 +220,9 @@ def _range(one: Compared, amounts: _Amounts) -> str:
     low, high = difference["low"], difference["high"]
     if low is None or high is None:
         return f"{arm['label']} (the same difference on {difference['n']} seeds)"
+    alone = f" if it were the only arm, Holm p {_p(difference['p_t_holm'])}" if not low <= 0 <= high else ""
     more = f", about {_seeds(difference['more_seeds'], 'more')} to tell" if difference["more_seeds"] else ""
-    return f"{arm['label']} ({_span(*amounts.ends(low, high), amounts)}{more})"
+    return f"{arm['label']} ({_span(*amounts.ends(low, high), amounts)}{alone}{more})"
 
 
 def _span(worse: float, better: float, amounts: _Amounts) -> str:

@@ -212,6 +212,15 @@ def test_an_early_look_is_warned_of() -> None:
     assert "Runs are still to come" in warned(evidence([0] * 3, [0] * 3, runs=runs))
 
 
+def test_an_interval_beyond_zero_that_holm_does_not_uphold_is_no_claim() -> None:
+    row = [0.7, 0.72, 0.71, 0.73, 0.7]
+    ends = [0.004, 0.011, 0.002, 0.013, 0.009]
+    several = evidence(row, *[[a + sign * b for a, b in zip(row, ends, strict=True)] for sign in (1, 1.01, 0.99, 1.02)])
+    found = analyse(several, resamples=0)
+    assert {arm["difference"]["conclusion"] for arm in found["arms"] if arm["difference"]} == {"open"}
+    assert "if it were the only arm, Holm p = 0.0" in found["verdict"]
+
+
 def test_seeds_that_were_added_after_a_look_are_warned_of() -> None:
     asked = evidence([0.5, 0.6, 0.7], [0.6, 0.6, 0.8])
     assert "Seeds were added" not in warned({**asked, "question": {"seeds": 3}})
