@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from powergrad import card
-from powergrad.card import Facts, model_card, plain
+from powergrad.card import Facts, model_card
 from powergrad.export import Preprocessing
+from powergrad.markdown import plain
 from powergrad.spec import TrainSpec
 
 FACTS = Facts(

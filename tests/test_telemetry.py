@@ -436,7 +436,8 @@ def test_the_file_begins_with_the_resumed_step_and_keeps_six_digits(tmp_path: Pa
 class Watched(training.History):
     """Attempts with telemetry looking on."""
 
-    def attempt(self, orders: Orders | None = None) -> Outcome:
+    def attempt(self, orders: Orders | None = None, *, hold_epoch: int | None = None) -> Outcome:
+        assert hold_epoch is None, "nothing here is held"
         self.attempts += 1
         run = self.make(self.attempts)
         points = [ResumePoint(id=c.id, path=c.path, step=c.step, sha256=c.sha256) for c in reversed(self.checkpoints)]

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -96,6 +96,7 @@ class Report:
     workers: int
     faults: dict[str, int] = field(default_factory=dict)
     jobs: dict[str, int] = field(default_factory=dict)
+    experiments: dict[str, int] = field(default_factory=dict)
     attempts: int = 0
     violations: list[history.Violation] = field(default_factory=list)
     recoveries: list[Recovery] = field(default_factory=list)
@@ -189,8 +190,9 @@ class Soak:
             found.append(history.Violation("-", "everything_drains", f"not within {DRAIN_S:g} s"))
         found += [history.Violation("-", "no_call_is_refused_without_cause", text) for text in self.customers.refusals]
         stored = [job.id for job in self.site.client.list(page_size=100)]
-        found += history.judge_acceptance(self.customers.answers, stored)
         records = {job_id: self.site.record(job_id) for job_id in stored}
+        own = self.judge_experiments(records)
+        found += history.judge_acceptance({**self.customers.answers, **{job_id: [job_id] for job_id in own}}, stored)
         for job_id, record in records.items():
             damaged = frozenset(self.patient.damaged.get(job_id, ()))
             asked = history.Asked(self.customers.cancels.get(job_id, "no"), damaged)
@@ -202,6 +204,21 @@ class Soak:
         report.overlaps, report.looks = self.witness.overlaps(), self.witness.looks
         found += [stale_trainer(overlap, records[overlap.job]) for overlap in report.overlaps if overlap.cpu_s > STALE_CPU_S]
         report.errors = errors_in(self.site.data_dir / "logs")
+
+    def judge_experiments(self, records: Mapping[str, history.Record]) -> set[str]:
+        """The jobs that experiments have made, whose users may have ended them."""
+        views = [one.view.model_dump(mode="json") for one in self.site.client.experiments()]
+        self.report.violations += history.judge_acceptance(self.customers.questions, [view["id"] for view in views])
+        self.report.experiments = dict(Counter(str(view["state"]) for view in views).most_common())
+        own: set[str] = set()
+        for view in views:
+            jobs = [record.job for record in records.values() if record.job["experiment"] == view["id"]]
+            cancelled = self.customers.wishes.get(view["id"]) == "cancelled"
+            self.report.violations += history.judge_experiment(view, jobs, cancelled=cancelled)
+            own |= {job["id"] for job in jobs}
+            if cancelled:
+                self.customers.cancels.update({job["id"]: "maybe" for job in jobs})
+        return own
 
     def _strike(self, blow: Blow) -> None:
         dice = random.Random(blow.seed)
@@ -226,7 +243,8 @@ class Soak:
     def _unfinished(self) -> list[str]:
         states = ["queued", "running", "pausing", "paused", "cancelling"]
         found = self.site.ask(lambda: [f"{job.id} is {job.state}" for job in self.site.client.list(state=states)])
-        return ["nothing answers"] if found is None else list(found)
+        asked = self.site.ask(lambda: [f"{one.id} is {one.state}" for one in self.site.client.experiments() if not one.is_settled])
+        return ["nothing answers"] if found is None or asked is None else [*found, *asked]
 
 
 def stale_trainer(overlap: Overlap, record: history.Record) -> history.Violation:
@@ -280,6 +298,7 @@ def told(report: Report) -> str:
     lines = [f"seed {report.seed}, {report.minutes:g} min, {report.database}, {report.workers} workers, {report.seconds:.0f} s in all"]
     lines.append(f"faults: {sum(report.faults.values())}: {_counted(report.faults)}")
     lines.append(f"jobs: {sum(report.jobs.values())}: {_counted(report.jobs)}; {report.attempts} attempts")
+    lines.append(f"experiments: {sum(report.experiments.values())}: {_counted(report.experiments) or 'none'}")
     lines.append(f"recovery, kill -9 of a worker to the next step: {_spread([one.seconds for one in report.recoveries])}")
     lines.append(f"  with no other injury in the way: {_spread([one.seconds for one in report.recoveries if one.lone])}")
     lines.append(

@@ -24,6 +24,7 @@ from tests.faults.history import TERMINAL, Answer
 
 T = TypeVar("T")
 Story = Generator[float, None, T]
+Wish = Literal["left alone", "cancelled", "paused", "more seeds"]
 Fate = Literal["left alone", "cancelled", "paused", "cancelled and retried", "retried when it fails"]
 
 AGAIN_S = 0.4
@@ -53,6 +54,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     "crashes": TINY | {"epochs": 2, "loss": {"class_weights": [1.0, 2.0]}, "limits": {"max_attempts": 2}},
     "data missing": TINY | {"epochs": 2, "data": {"dataset": "class_folder", "path": "nowhere", "image_size": 8}},
 }
+QUESTIONS: dict[str, dict[str, Any]] = {
+    "compares": {"spec": SHAPES["one epoch"], "grid": {"loss.alpha": [1.0, 0.5]}, "seeds": 2},
+    "tunes": {"spec": SHAPES["one epoch"], "grid": {"loss.alpha": [1.0, 0.5]}, "seeds": 1, "tune": {"optimizer.lr": [0.01, 0.02]}},
+}
+"""Experiments, by what they do; their jobs are small."""
+QUESTION_EVERY = 12
+"""One user of so many asks a question instead of submitting a job."""
 WEIGHTS: dict[str, float] = {"long": 4, "middle": 2, "telemetry": 2}
 """How often a shape is drawn, where it is not 1."""
 
@@ -97,6 +105,10 @@ class Customers:
     shapes: dict[str, str] = field(default_factory=dict)
     cancels: dict[str, Answer] = field(default_factory=dict)
     fates: dict[str, Fate] = field(default_factory=dict)
+    questions: dict[str, list[str]] = field(default_factory=dict)
+    """Ids of experiments that each idempotency key was answered with."""
+    wishes: dict[str, Wish] = field(default_factory=dict)
+    """What the user of an experiment did with it."""
     refusals: list[str] = field(default_factory=list)
     """Answers that none of the calls should get."""
     _stories: list[tuple[float, int, Story[None]]] = field(default_factory=list)
@@ -135,7 +147,9 @@ class Customers:
             if not self._closing.is_set() and now >= ask_s:
                 ask_s = now + 0.5
                 for _ in range(self.queued - self._waiting()):
-                    self._begin(self._life(draw_plan(self.dice, next(self._numbers))))
+                    number = next(self._numbers)
+                    asks = number % QUESTION_EVERY == QUESTION_EVERY - 1
+                    self._begin(self._question(number) if asks else self._life(draw_plan(self.dice, number)))
             if self._stories and self._stories[0][0] <= now:
                 self._go_on(heapq.heappop(self._stories)[2])
             else:
@@ -173,6 +187,30 @@ class Customers:
             case "left alone":
                 pass
 
+    def _question(self, number: int) -> Story[None]:
+        """An experiment, asked for twice, and what its user does with it afterwards."""
+        key, kind = f"question-{number}", self.dice.choice(list(QUESTIONS))
+        wish: Wish = self.dice.choice(("left alone", "left alone", "cancelled", "paused", "more seeds"))
+        for _ in range(2):
+            asked = yield from self._insist(lambda: self.client.ask({**QUESTIONS[kind], "name": key}, idempotency_key=key))
+            assert asked is not None, "no state of an experiment forbids to ask a question"
+            self.questions.setdefault(key, []).append(asked.id)
+        assert asked is not None
+        self.wishes[asked.id] = wish
+        yield self.dice.uniform(0.0, 5.0)
+        match wish:
+            case "cancelled":
+                yield from self._insist(asked.cancel)
+            case "paused":
+                if (yield from self._insist(asked.pause)) is not None:
+                    yield self.dice.uniform(0.0, 3.0)
+                    yield from self._insist(asked.resume)
+            case "more seeds":
+                with suppress(Unreachable, ApiError):  # no key: what was not answered may have been done, and is not repeated
+                    asked.add_seeds(1)
+            case "left alone":
+                pass
+
     def _cancel(self, job_id: str) -> Story[None]:
         self.cancels[job_id] = "maybe"
         job = yield from self._insist(lambda: self.client.cancel(job_id))
@@ -205,8 +243,8 @@ class Customers:
                 return job
             yield 1.0
 
-    def _insist(self, call: Callable[[], Job]) -> Story[Job | None]:
-        """The answer, however often it takes; None where the job's state does not allow it."""
+    def _insist(self, call: Callable[[], T]) -> Story[T | None]:
+        """The answer, however often it takes; None where the state does not allow it."""
         while True:
             try:
                 return call()

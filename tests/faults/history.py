@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -126,6 +127,23 @@ def judge_acceptance(answers: Mapping[str, Iterable[str]], stored: Iterable[str]
         found += [Violation(job, "nothing_accepted_is_lost", f"key {key}: it is not there") for job in distinct if job not in known]
     accepted = {job for ids in answers.values() for job in ids}
     return found + [Violation(job, "nothing_comes_of_nothing", "no answer named it") for job in sorted(known - accepted)]
+
+
+def judge_experiment(experiment: Mapping[str, Any], jobs: Iterable[Mapping[str, Any]], *, cancelled: bool) -> list[Violation]:
+    """experiment: as the API shows it in the end.  jobs: those that name it.  cancelled: its user may have ended it."""
+    made = [dict(job) for job in jobs]
+    places = Counter((job["name"], job["spec"]["seed"]) for job in made)  # the name has arm, stage, candidate and seed
+    twice = sorted(f"{name}, seed {seed}: {count} jobs" for (name, seed), count in places.items() if count > 1)
+    wrong = {"a_run_is_made_once": "; ".join(twice)} if twice else {}
+    if experiment["state"] not in TERMINAL:
+        wrong["an_experiment_ends_with_its_jobs"] = f"it is {experiment['state']}, its jobs are {sorted(job['state'] for job in made)}"
+    arms, seeds = len(experiment["arms"]), experiment["spec"]["seeds"]
+    verdicts = [job for job in made if job["labels"]["stage"] == "verdict"]
+    if not cancelled and len(verdicts) < arms * seeds:
+        wrong["every_run_is_made"] = f"{len(verdicts)} of {arms * seeds} runs of the verdict"
+    if experiment["state"] == "succeeded" and (experiment["verdict"] is None or experiment["analysis"]["state"] != "current"):
+        wrong["who_asks_is_answered"] = f"analysis {experiment['analysis']}, verdict {experiment['verdict']!r}"
+    return [Violation(experiment["id"], rule, evidence) for rule, evidence in wrong.items()]
 
 
 def history(record: Record) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.history import RULES, Asked, Record, Undisturbed, judge, judge_acceptance
+from tests.faults.history import RULES, Asked, Record, Undisturbed, judge, judge_acceptance, judge_experiment
 from tests.faults.witness import Sighting, find_overlaps
 
 EPOCHS, STEPS_PER_EPOCH = 3, 5
@@ -153,8 +153,7 @@ def move_from_another_state(record: Record) -> None:
 
 
 def make_an_illegal_move(record: Record) -> None:
-    record.of_type("state")[-1]["data"]["to"] = "paused"
-    record.job["state"] = "paused"
+    record.of_type("state")[-1]["data"]["from"] = "queued"
 
 
 def leave_an_end_without_a_retry(record: Record) -> None:
@@ -371,3 +370,40 @@ def test_two_trainers_of_a_job_at_a_time_are_an_overlap_and_the_stale_ones_work_
     assert (busy.job, busy.stale, busy.fresh, busy.seconds, busy.stopped_s, busy.cpu_s) == (JOB, 1, 2, 4.0, 0.0, 4.0)
     (frozen,) = find_overlaps([sighting(1, 0, 10, stopped=True), sighting(2, 6, 20)])
     assert (frozen.seconds, frozen.stopped_s, frozen.cpu_s) == (4.0, 4.0, 0.0)
+
+
+# --- experiments ------------------------------------------------------------------------------------------------------------------
+
+
+def asked_and_answered() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    experiment = {
+        "id": "exp_1",
+        "state": "succeeded",
+        "arms": [{}, {}],
+        "spec": {"seeds": 2},
+        "verdict": "…",
+        "analysis": {"state": "current"},
+    }
+    places = [(arm, seed) for arm in range(2) for seed in range(2)]
+    jobs = [{"name": f"q-a{a}-s{s}", "state": "succeeded", "spec": {"seed": s}, "labels": {"stage": "verdict"}} for a, s in places]
+    return experiment, jobs
+
+
+def test_an_experiment_without_fault_passes() -> None:
+    assert judge_experiment(*asked_and_answered(), cancelled=False) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "harm"),
+    [
+        ("a_run_is_made_once", lambda experiment, jobs: jobs.append(jobs[0])),
+        ("every_run_is_made", lambda experiment, jobs: jobs.pop()),
+        ("an_experiment_ends_with_its_jobs", lambda experiment, jobs: experiment.update(state="running")),
+        ("who_asks_is_answered", lambda experiment, jobs: experiment.update(verdict=None)),
+        ("who_asks_is_answered", lambda experiment, jobs: experiment["analysis"].update(state="stale")),
+    ],
+)
+def test_a_broken_experiment_is_caught_by_its_rule(rule: str, harm: Callable[[dict[str, Any], list[dict[str, Any]]], None]) -> None:
+    experiment, jobs = asked_and_answered()
+    harm(experiment, jobs)
+    assert [violation.rule for violation in judge_experiment(experiment, jobs, cancelled=False)] == [rule]

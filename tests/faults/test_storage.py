@@ -478,7 +478,7 @@ def place(disk: Disk) -> Iterator[Place]:
         store.close()
 
 
-SMALL = {"model": {"name": "resnet20"}, "epochs": 8}
+SMALL: dict[str, Any] = {"model": {"name": "resnet20"}, "epochs": 8}
 
 
 def files_bytes(folder: Path) -> int:
