@@ -102,7 +102,8 @@ def routes(document: dict[str, Any], server: Site) -> list[Route]:
     jobs = {"cloneJob": "succeeded", "retryJob": "failed", "updateJob": "paused"}
     found = []
     for method, path, operation in operations(document):
-        values = {"job_id": server.anna.jobs[jobs.get(operation["operationId"], "succeeded")], "checkpoint_id": "best", "owner": "somebody"}
+        job = server.anna.jobs[jobs.get(operation["operationId"], "succeeded")]
+        values = {"job_id": job, "experiment_id": server.anna.experiment, "checkpoint_id": "best", "owner": "somebody"}
         url = re.sub(r"{(\w+)}", lambda name, known=values: known.get(name[1], "x"), path)  # type: ignore[misc]
         media = operation.get("requestBody", {}).get("content", {}).get(JSON)
         fields = tuple(_resolved(document, media["schema"])["properties"]) if media else ()
