@@ -23,6 +23,8 @@ from api import errors
 from api.openapi import operations
 from tests.fuzz.site import Site, serving
 
+pytestmark = [pytest.mark.faults, pytest.mark.row(17)]
+
 HUGE = 10**4000
 JSON = "application/json"
 NUMBERS = {"NaN": "NaN", "Infinity": "Infinity", "-Infinity": "-Infinity", "1e308": "1e308", "1e400": "1e400", "10^4000": str(HUGE)}

@@ -24,7 +24,7 @@ from tests.faults.api_process import ApiProcess
 from tests.jobs import builders
 from tests.worker.conftest import until
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300), pytest.mark.row(21)]
 
 READERS, SLOW = 200, 20
 EVENTS, PER_S = 200, 50
