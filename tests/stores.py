@@ -117,6 +117,15 @@ def emptied(postgresql_server: str) -> Iterator[Callable[[], str]]:
     engine.dispose()
 
 
+@pytest.fixture(scope="session")
+def served_url(postgresql_server: str) -> str:
+    """A migrated, empty PostgreSQL database for a server that outlives single tests: its sweeper must not look at theirs."""
+    _admin(postgresql_server, "CREATE DATABASE served")
+    url = _named(postgresql_server, "served")
+    _migrated(url)
+    return url
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A migrated, empty database of the test's own."""

@@ -172,8 +172,8 @@ def _sqlite_api(sqlite_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def _postgresql_api(emptied: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    with serving(settings_for(emptied(), tmp_path_factory.mktemp("postgresql-api"))) as running:
+def _postgresql_api(served_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    with serving(settings_for(served_url, tmp_path_factory.mktemp("postgresql-api"))) as running:
         yield running
 
 
