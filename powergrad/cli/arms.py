@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.markup import escape
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
@@ -18,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from powergrad.cli import console
-from powergrad.cli.watch import draw
+from powergrad.cli.watch import drawn
 from powergrad.experiments.labels import short
 from powergrad.experiments.units import NOTHING, Unit, p_value, titled, unit
 
@@ -239,14 +237,8 @@ async def display(*, live: bool) -> AsyncIterator[Callable[[ExperimentView], Non
         yield LineWriter(console.stderr()).put
         return
     board = Board()
-    with Live(board, console=console.stderr(), auto_refresh=False, transient=True) as screen:
-        drawing = asyncio.create_task(draw(screen))
-        try:
-            yield board.put
-        finally:
-            drawing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await drawing
+    async with drawn(board, transient=True):
+        yield board.put
 
 
 async def follow(client: AsyncClient, experiment_id: str, hear: Callable[[ExperimentView], None]) -> ExperimentView:

@@ -181,10 +181,21 @@ def show(job: JobArgument, as_json: JsonOption = False, url: UrlOption = None) -
         _show(found)
 
 
-def watch(job_ids: JobsArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
+def watch(
+    job_ids: JobsArgument,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", "-m", help="Plot this one. Repeatable.", show_default="val_top1 and train_loss")
+    ] = None,
+    plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw curves below the table; on a terminal only.")] = True,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
     """Watch jobs until all have ended. Exit code: 0 succeeded, 1 one failed, 2 one was cancelled."""
+    from powergrad.cli.watch import PLOTTED
+
+    metrics = tuple(metric or PLOTTED) if plot else ()
     with console.connect(url) as client:
-        _watch(client, [console.find(client, wanted) for wanted in job_ids], as_json=as_json)
+        _watch(client, [console.find(client, wanted) for wanted in job_ids], as_json=as_json, metrics=metrics)
 
 
 def cancel(job_ids: JobsArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
@@ -325,11 +336,11 @@ def _act(job_ids: list[str], action: Callable[[Client, str], Job], *, as_json: b
         raise Finish(Code.REFUSED)
 
 
-def _watch(client: Client, job_ids: list[str], *, as_json: bool) -> None:
+def _watch(client: Client, job_ids: list[str], *, as_json: bool, metrics: tuple[str, ...] | None = None) -> None:
     from powergrad.cli import watch as watching
 
     try:
-        ended = watching.watch(client.base_url, job_ids, json_lines=as_json)
+        ended = watching.watch(client.base_url, job_ids, json_lines=as_json, metrics=watching.PLOTTED if metrics is None else metrics)
     except KeyboardInterrupt:
         console.say(f"[dim]Not watching any more; the server goes on. Again: powergrad watch {' '.join(job_ids)}[/]")
         raise Finish(Code.INTERRUPTED) from None

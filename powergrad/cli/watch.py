@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
@@ -20,11 +20,18 @@ from rich.text import Text
 
 from powergrad.cli import console
 from powergrad.cli.console import Code
+from powergrad.cli.curves import SIDE_BY_SIDE, Curve, Plots, in_colour, mark
 
 if TYPE_CHECKING:
     from powergrad.client import AsyncClient, Job
 
 FRAME_S = 0.125
+BAR = 20
+PLOT_EVERY_S = 1.0
+PLOT_POINTS = 200
+PLOTTED = ("val_top1", "train_loss")
+PLOT_MOST = 12
+"""Runs; of more the curves cannot be told apart."""
 LOSS_NAMES = ("train_loss", "val_loss")
 
 
@@ -83,30 +90,47 @@ class Board:
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
+        self.series: dict[str, dict[str, Curve]] = {}
+        """Metric → run → its curve, for what is plotted."""
         self._heard: dict[str, float] = {}
 
     def put(self, row: Row) -> None:
         self.rows[row.key] = row
         self._heard[row.key] = time.monotonic()
 
-    def __rich__(self) -> RenderableType:
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=False)
-        for title, justify in (("job", "left"), ("state", "left"), ("", "left"), ("epoch", "right"), ("loss", "right"), ("top-1", "right")):
-            table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-        table.add_column("images/s", justify="right", no_wrap=True)
-        table.add_column("ETA", justify="right", no_wrap=True)
+    def __rich_console__(self, console_: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._table(in_colour(console_), bar_width=BAR if options.max_width >= SIDE_BY_SIDE else BAR // 3)
         for row in self.rows.values():
+            if row.note:
+                yield Text(f"  {row.name}: {row.note}", style="dim")
+        notes = sum(bool(row.note) for row in self.rows.values())
+        series = {metric: [self._curve(metric, key) for key in self.rows] for metric in self.series}
+        yield Plots(series, spare=len(self.rows) + notes + 3)
+
+    def _curve(self, metric: str, key: str) -> Curve:
+        return self.series[metric].get(key) or Curve(key, (), ())
+
+    def _table(self, colour: bool, *, bar_width: int) -> RenderableType:
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=False)
+        if self.series:
+            table.add_column("")
+        table.add_column("job", no_wrap=True, min_width=8)
+        table.add_column("state", no_wrap=True, min_width=max((len(row.state) for row in self.rows.values()), default=0))
+        table.add_column("", no_wrap=True, max_width=bar_width)
+        for title, width in (("epoch", 5), ("loss", 6), ("top-1", 6), ("images/s", 8), ("ETA", 11)):
+            table.add_column(title, justify="right", no_wrap=True, min_width=width)
+        for place, row in enumerate(self.rows.values()):
             bar = ProgressBar(
                 total=1.0,
                 completed=row.fraction,
-                width=20,
+                width=bar_width,
                 complete_style="blue",
                 finished_style="green",
                 pulse=row.is_running and row.fraction == 0.0,
             )
-            table.add_row(escape(row.name), console.state(row.state), bar, *cells(replace(row, eta_s=self._left_s(row))))
-        notes = [Text(f"  {row.name}: {row.note}", style="dim") for row in self.rows.values() if row.note]
-        return Group(table, *notes)
+            known_by = [mark(place, colour=colour)] if self.series else []
+            table.add_row(*known_by, escape(row.name), console.state(row.state), bar, *cells(replace(row, eta_s=self._left_s(row))))
+        return table
 
     def _left_s(self, row: Row) -> float | None:
         """The ETA counted down since it was heard, so that it does not stand still between two reports."""
@@ -146,22 +170,38 @@ async def display(*, live: bool) -> AsyncIterator[Callable[[Row], None]]:
         yield LineWriter(console.stderr()).put
         return
     board = Board()
-    with Live(board, console=console.stderr(), auto_refresh=False, transient=False) as screen:
-        drawing = asyncio.create_task(draw(screen))
-        try:
-            yield board.put
-        finally:
-            drawing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await drawing
+    async with drawn(board):
+        yield board.put
+
+
+@asynccontextmanager
+async def drawn(board: RenderableType, *, transient: bool = False) -> AsyncIterator[None]:
+    """Keep `board` on the terminal as it is now, on standard error; transient: take it away at the end, instead of leaving its last state."""
+    with Live(board, console=console.stderr(), auto_refresh=False, transient=transient) as screen:
+        async with repeated(screen.refresh, FRAME_S):
+            yield
+        if not transient:
             screen.refresh()
 
 
-async def draw(screen: Live) -> None:
-    """Refresh until cancelled."""
-    while True:
-        screen.refresh()
-        await asyncio.sleep(FRAME_S)
+@asynccontextmanager
+async def repeated(act: Callable[[], Awaitable[None] | None], every_s: float) -> AsyncIterator[None]:
+    """Do it again and again beside what is inside."""
+
+    async def repeat() -> None:
+        while True:
+            done = act()
+            if done is not None:
+                await done
+            await asyncio.sleep(every_s)
+
+    task = asyncio.create_task(repeat())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 async def follow(client: AsyncClient, job_ids: Iterable[str], hear: Callable[[Job], None]) -> list[Job]:
@@ -178,16 +218,65 @@ async def follow(client: AsyncClient, job_ids: Iterable[str], hear: Callable[[Jo
     return list(await asyncio.gather(*(one(job_id) for job_id in job_ids)))
 
 
-def watch(url: str, job_ids: list[str], *, json_lines: bool) -> list[Job]:
-    """Show these jobs until all have ended. With `json_lines` every change is one JSON object on standard output."""
+class Plotter:
+    """Fetches the curves of the jobs on a board, each when its job has gone on."""
+
+    def __init__(self, client: AsyncClient, board: Board, metrics: Iterable[str]) -> None:
+        self._client = client
+        self._board = board
+        board.series = {metric: {} for metric in metrics}
+        self._due: set[str] = set()
+        self._seen: dict[str, tuple[int | None, str]] = {}
+
+    def hear(self, job: Job) -> None:
+        now = (job.progress.step, str(job.state))
+        if self._seen.get(job.id) != now:
+            self._seen[job.id] = now
+            self._due.add(job.id)
+
+    async def look(self) -> None:
+        """A picture that is missing is no reason to stop watching: what cannot be fetched stays as it was."""
+        from powergrad.client import ClientError
+
+        while self._due:
+            job_id = self._due.pop()
+            with contextlib.suppress(ClientError):
+                found = await self._client.metrics(job_id, names=tuple(self._board.series), points=PLOT_POINTS)
+                for one in found["data"]:
+                    self._board.series[one["name"]][job_id] = Curve(job_id, one["steps"], one["values"])
+
+
+async def follow_live(client: AsyncClient, job_ids: list[str], *, metrics: tuple[str, ...]) -> list[Job]:
+    """As `follow`, drawn on the terminal, with plots of these metrics."""
+    board = Board()
+    plotter = Plotter(client, board, metrics if len(job_ids) <= PLOT_MOST else ())
+
+    def hear(job: Job) -> None:
+        board.put(row_of(job))
+        plotter.hear(job)
+
+    async with drawn(board):
+        async with repeated(plotter.look, PLOT_EVERY_S):
+            ended = await follow(client, job_ids, hear)
+        await plotter.look()
+    return ended
+
+
+def watch(url: str, job_ids: list[str], *, json_lines: bool, metrics: tuple[str, ...] = PLOTTED) -> list[Job]:
+    """Show these jobs until all have ended. With `json_lines` every change is one JSON object on standard output.
+
+    metrics: what a terminal is to plot; none: no plot.
+    """
     from powergrad.client import AsyncClient
 
     async def run() -> list[Job]:
         async with AsyncClient(url) as client:
             if json_lines:
                 return await follow(client, job_ids, lambda job: console.print_json(console.as_json(job), compact=True))
-            async with display(live=console.interactive()) as put:
-                return await follow(client, job_ids, lambda job: put(row_of(job)))
+            if console.interactive():
+                return await follow_live(client, job_ids, metrics=metrics)
+            put = LineWriter(console.stderr()).put
+            return await follow(client, job_ids, lambda job: put(row_of(job)))
 
     return asyncio.run(run())
 
