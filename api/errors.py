@@ -58,7 +58,7 @@ TASK_NOT_FOUND = Kind(404, "task_not_found", "No such task", "No task has this i
 EXPERIMENT_NOT_FOUND = Kind(404, "experiment_not_found", "No such experiment", "No experiment has this id.")
 PRESET_NOT_FOUND = Kind(404, "preset_not_found", "No such preset", "No preset has this name.")
 METHOD_NOT_ALLOWED = Kind(405, "method_not_allowed", "Method not allowed", "The path does not know this method.")
-ILLEGAL_MOVE = Kind(409, "illegal_move", "Not in this state", "The job's state, given in `state`, does not allow it.")
+ILLEGAL_MOVE = Kind(409, "illegal_move", "Not in this state", "The state of the job or experiment, given in `state`, does not allow it.")
 REFERENCE_NOT_READY = Kind(
     409, "reference_not_ready", "Not ready yet", "The spec names a data set that is being checked, or a job without a checkpoint."
 )
@@ -66,7 +66,7 @@ REPORT_NOT_READY = Kind(409, "report_not_ready", "No report yet", "Nothing of th
 DATASET_IN_USE = Kind(409, "dataset_in_use", "Data set in use", "A job that has not ended needs it.")
 NAME_TAKEN = Kind(409, "name_taken", "Name taken", "A built-in data set has the name.")
 NO_CHECKPOINT = Kind(409, "no_checkpoint", "No checkpoint yet", "The job has no checkpoint (yet), or has not said what its classes are.")
-VERSION_MISMATCH = Kind(412, "version_mismatch", "Version mismatch", "If-Match names another version than the job's.")
+VERSION_MISMATCH = Kind(412, "version_mismatch", "Version mismatch", "If-Match names another version than it has now.")
 TOO_LARGE = Kind(413, "too_large", "Body too large", "The body exceeds the limit.")
 UNSUPPORTED_MEDIA = Kind(
     415,

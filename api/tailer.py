@@ -1,7 +1,7 @@
 """The one reader behind every `?wait=`, event stream and log follower of this process.
 
-While anybody waits, it looks at the watched jobs every `POLL_S` (one query for all), reads each changed job's new events once and hands
-them to all of the job's readers. A reader that cannot keep up loses its buffer and goes on from the database, from its own position.
+While anybody waits, it looks at the watched jobs every `POLL_S` and at the watched experiments every `EXPERIMENTS_S` (one query for all),
+reads each changed job's new events once and hands them to all of the job's readers. A reader that cannot keep up loses its buffer and goes on from the database, from its own position.
 What is kept is bounded: of each watched job its last BUFFERED events, which its readers share; of each reader READ_BYTES read from the
 database for it alone, and what the server has written and the reader not yet taken (64 KiB and one event). A reader that takes nothing at
 all is cut off by the server (`stalled_s`). A stream holds neither a database connection nor a thread of the pool that serves routes.
@@ -23,15 +23,17 @@ import structlog
 from fastapi.sse import format_sse_event
 
 from powergrad.jobs import queries, tasks
+from powergrad.jobs.experiments import queries as experiments
 from powergrad.jobs.states import TERMINAL, JobState
 from powergrad.jobs.store import Store, Tx, is_unavailable
 
 POLL_S = 0.075
+EXPERIMENTS_S = 0.5  # of hundreds of jobs one moves at every look: their waiters need not see each step
 AWAY_S = 1.0  # between looks while the database is away
 BUFFERED = 256  # events a reader may be behind before it is sent to the database
 READ_AT_ONCE = 100
 READ_BYTES = 64 << 10  # of them kept for a reader until it takes them: events may be long, and readers many
-TASK = "task_"
+TASK, EXPERIMENT = "task_", "exp_"
 IDS_AT_ONCE = 500  # SQLite takes 32,766 parameters, PostgreSQL 65,535: far below both, and short queries let others in
 
 T = TypeVar("T")
@@ -48,7 +50,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Pulse:
-    """How a job stood at the last look. state None: the job is gone."""
+    """How a job, a task or an experiment stood at the last look. state None: it is gone."""
 
     revision: int
     seq: int
@@ -64,7 +66,7 @@ GONE = Pulse(-1, -1, None)
 
 @dataclass(eq=False)
 class Watcher:
-    """One who waits on a job (or a task, by its id). frames: None for those who want no events."""
+    """One who waits on a job (or a task or an experiment, by its id). frames: None for those who want no events."""
 
     job_id: str
     pulse: Pulse | None = None
@@ -98,6 +100,7 @@ class Tailer:
         self._store, self._poll_s = store, poll_s
         self._topics: dict[str, _Topic] = {}
         self._task: asyncio.Task[None] | None = None
+        self._experiments_at = 0.0  # of the loop's clock: when experiments are looked at again
         # threads of its own: those of the routes must never wait for those who wait
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="tailer")
         self.is_stopping = False
@@ -157,8 +160,10 @@ class Tailer:
                 await asyncio.sleep(AWAY_S)
 
     async def _look(self) -> None:
-        known = {job_id: topic.pulse for job_id, topic in self._topics.items()}
-        wants_events = {job_id for job_id, topic in self._topics.items() if any(w.frames is not None for w in topic.watchers)}
+        known = {one: self._topics[one].pulse for one in self._due()}
+        if not known:
+            return
+        wants_events = {job_id for job_id in known if any(w.frames is not None for w in self._topics[job_id].watchers)}
         pulses, frames = await self.read(lambda tx: _news(tx, known, wants_events))
         for job_id, pulse in pulses.items():
             topic = self._topics.get(job_id)
@@ -166,6 +171,14 @@ class Tailer:
                 topic.pulse = pulse
                 for watcher in topic.watchers:
                     _tell(watcher, pulse, frames.get(job_id, []))
+
+    def _due(self) -> list[str]:
+        """What is looked at now: all, but of the experiments those that were never seen, unless it is their time."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._experiments_at:
+            self._experiments_at = now + EXPERIMENTS_S
+            return list(self._topics)
+        return [one for one, topic in self._topics.items() if topic.pulse is None or not one.startswith(EXPERIMENT)]
 
 
 def _news(tx: Tx, known: dict[str, Pulse | None], wants_events: set[str]) -> tuple[dict[str, Pulse], dict[str, list[Frame]]]:
@@ -185,11 +198,13 @@ def _news(tx: Tx, known: dict[str, Pulse | None], wants_events: set[str]) -> tup
 
 
 def _pulses(tx: Tx, ids: list[str]) -> dict[str, tuple[int, int, JobState]]:
-    """A task can be waited for as a job can."""
+    """A task or an experiment can be waited for as a job can."""
     task_ids = [one for one in ids if one.startswith(TASK)]
-    job_ids = [one for one in ids if not one.startswith(TASK)]
+    experiment_ids = [one for one in ids if one.startswith(EXPERIMENT)]
+    job_ids = [one for one in ids if not one.startswith((TASK, EXPERIMENT))]
     found = queries.pulse(tx, job_ids) if job_ids else {}
-    return found | (tasks.pulse(tx, task_ids) if task_ids else {})
+    found |= tasks.pulse(tx, task_ids) if task_ids else {}
+    return found | (experiments.pulse(tx, experiment_ids) if experiment_ids else {})
 
 
 def _tell(watcher: Watcher, pulse: Pulse, frames: list[Frame]) -> None:

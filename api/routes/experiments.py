@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query
@@ -13,17 +11,17 @@ from pydantic import ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from api import downloads, errors
+from api import answers, downloads, errors
 from api.access import WithCaller
+from api.answers import EXPERIMENTS, IdempotencyKey, IfMatch, IfNoneMatch, WaitS, changed, version_of
 from api.bodies import ABSENT, JsonBody, checked, required
 from api.catalogue import Names
 from api.downloads import StoredFile, WithWanted
 from api.errors import Refused
-from api.etags import matches
 from api.experiment_documents import ExperimentDocument, ExperimentListDocument, PlanDocument
 from api.openapi import BODY, CHANGES, NEW_JOB, STORED, json_request, only_what_is_given, problems
 from api.parts import Parts, WithParts
-from api.routes.jobs import POLL_AFTER_S, DryRun, IdempotencyKey, IfNoneMatch, WaitS
+from api.routes.jobs import DryRun
 from api.strict import StrictRoute
 from powergrad.experiments.labels import labels
 from powergrad.jobs import outbox, submission
@@ -33,13 +31,9 @@ from powergrad.jobs.experiments.changes import pointing_into_set, with_changes
 from powergrad.jobs.experiments.lifecycle import NewExperiment
 from powergrad.jobs.experiments.plan import Question
 from powergrad.jobs.experiments.spec import ExperimentSpec
-from powergrad.jobs.states import TERMINAL
-from powergrad.jobs.store import Tx
 from powergrad.spec import BUILT_IN_DATASETS, NAME_PATTERN, SpecModel
 
 EXPERIMENT_ID = re.compile(r"exp_[0-9A-HJKMNP-TV-Z]{26}")
-LOOK_S = 0.5
-"""Between two looks for somebody who waits: what moves an experiment is the end of a run, or its analysis, not a step."""
 MOST_SEEDS = 100
 
 router = APIRouter(prefix="/v1/experiments", tags=["experiments"], route_class=StrictRoute)
@@ -52,15 +46,6 @@ ALPHAS = {
     "seeds": 5,
 }
 SMALLEST = {"spec": {"data": {"dataset": "digits"}}, "grid": {"loss.alpha": [1.0, 0.5]}}
-NEW_HEADERS = {
-    "Location": {"schema": {"type": "string"}, "description": "Path of the experiment."},
-    "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds after which a look is worth while."},
-    "Idempotency-Replayed": {
-        "schema": {"type": "string", "enum": ["true"]},
-        "description": "The experiment was there before, under this key.",
-    },
-}
-ETAG_HEADER = {"ETag": {"schema": {"type": "string"}, "description": "Changes whenever the experiment does, progress included."}}
 CHECKED: dict[int | str, dict[str, Any]] = {
     200: {"description": "With dry_run: the question with every default, and what would be run; nothing stored.", "model": PlanDocument}
 }
@@ -103,6 +88,7 @@ async def _experiment_id(
 
 ExperimentId = Annotated[str, Depends(_experiment_id)]
 KNOWN = (errors.EXPERIMENT_NOT_FOUND,)
+MORE_JOBS = (errors.ILLEGAL_MOVE, errors.IDEMPOTENCY_MISMATCH, errors.QUOTA_EXCEEDED, errors.STORAGE_FULL)
 
 
 @router.post(
@@ -112,7 +98,7 @@ KNOWN = (errors.EXPERIMENT_NOT_FOUND,)
     status_code=202,
     response_model=ExperimentDocument,
     responses={
-        202: {"description": "Stored, its first runs queued.", "headers": NEW_HEADERS | ETAG_HEADER},
+        202: {"description": "Stored, its first runs queued.", "headers": EXPERIMENTS.new_headers},
         **CHECKED,
         **problems(*STORED, *CHANGES, *NEW_JOB),
     },
@@ -198,14 +184,7 @@ def _stored(parts: Parts, new: NewExperiment) -> Response:
         stored = lifecycle.submit(tx, new)
         experiment = queries.get(tx, stored.experiment_id, owner=new.owner)
     parts.doorbell.ring()
-    headers = {
-        "Location": f"/v1/experiments/{stored.experiment_id}",
-        "Retry-After": str(POLL_AFTER_S),
-        "ETag": queries.etag(experiment),
-    }
-    if stored.replayed:
-        headers["Idempotency-Replayed"] = "true"
-    return JSONResponse(experiment, status_code=202, headers=headers)
+    return answers.submitted(EXPERIMENTS, experiment, replayed=stored.replayed)
 
 
 @router.post(
@@ -215,7 +194,7 @@ def _stored(parts: Parts, new: NewExperiment) -> Response:
     status_code=202,
     response_model=ExperimentDocument,
     responses={
-        202: {"description": "The new experiment.", "headers": NEW_HEADERS | ETAG_HEADER},
+        202: {"description": "The new experiment.", "headers": EXPERIMENTS.new_headers},
         **CHECKED,
         **problems(*STORED, *CHANGES, *NEW_JOB, *KNOWN),
     },
@@ -230,12 +209,12 @@ async def clone(
     dry_run: DryRun = False,
 ) -> Response:
     wanted = checked(CloneExperimentBody, {} if body is ABSENT else body)
-    origin = await run_in_threadpool(_look, parts, experiment_id, caller.owner)
-    changed = with_changes(origin["spec"], wanted.set)
+    origin = await run_in_threadpool(answers.look, parts, EXPERIMENTS, experiment_id, caller.owner)
+    asked = with_changes(origin["spec"], wanted.set)
     if wanted.name is not None:
-        changed["name"] = wanted.name
+        asked["name"] = wanted.name
     try:
-        question = await _question(parts, changed, caller.owner)
+        question = await _question(parts, asked, caller.owner)
         if dry_run:
             return await run_in_threadpool(_planned, parts, question, caller.owner)
         sent = {"clone": experiment_id, "body": {} if body is ABSENT else body}
@@ -265,16 +244,7 @@ def list_experiments(
 ) -> Response:
     with parts.store.read() as tx:
         page = queries.page(tx, owner=caller.owner, limit=limit, after=after, state=tuple(dict.fromkeys(state or ())))
-    ids = [experiment["id"] for experiment in page.data]
-    return JSONResponse(
-        {
-            "object": "list",
-            "data": page.data,
-            "has_more": page.has_more,
-            "first_id": ids[0] if ids else None,
-            "last_id": ids[-1] if ids else None,
-        }
-    )
+    return answers.listed(page)
 
 
 @router.get(
@@ -283,7 +253,7 @@ def list_experiments(
     summary="Look at an experiment and its verdict",
     response_model=ExperimentDocument,
     responses={
-        200: {"description": "The experiment. Its jobs: GET /v1/jobs?experiment=ID.", "headers": ETAG_HEADER},
+        200: {"description": "The experiment. Its jobs: GET /v1/jobs?experiment=ID.", "headers": EXPERIMENTS.etag_header},
         304: {"description": "Nothing has changed since If-None-Match."},
         **problems(*STORED, *KNOWN),
     },
@@ -291,43 +261,14 @@ def list_experiments(
 async def get(
     parts: WithParts, caller: WithCaller, experiment_id: ExperimentId, if_none_match: IfNoneMatch = None, wait: WaitS = None
 ) -> Response:
-    if wait:
-        return await _get_when_changed(parts, experiment_id, caller.owner, if_none_match, wait)
-    return _shown(await run_in_threadpool(_look, parts, experiment_id, caller.owner), if_none_match)
-
-
-async def _get_when_changed(parts: Parts, experiment_id: str, owner: str, if_none_match: str | None, wait_s: float) -> Response:
-    assert parts.tailer is not None, "the application has started"
-    now = asyncio.get_running_loop().time
-    until = now() + wait_s
-    with parts.measures.streams.track_inprogress():
-        experiment = await parts.tailer.run(_look, parts, experiment_id, owner)
-        seen = if_none_match or queries.etag(experiment)
-        if if_none_match is None and experiment["state"] in TERMINAL and experiment["analysis"]["state"] in ("current", "failed"):
-            return _shown(experiment, None)  # it will not change by itself, and the caller has not seen it
-        while matches(seen, queries.etag(experiment)) and now() < until and not parts.tailer.is_stopping:
-            await asyncio.sleep(max(0.0, min(until - now(), LOOK_S)))
-            experiment = await parts.tailer.run(_look, parts, experiment_id, owner)
-    return _shown(experiment, if_none_match)
-
-
-def _look(parts: Parts, experiment_id: str, owner: str) -> dict[str, Any]:
-    with parts.store.read() as tx:
-        return queries.get(tx, experiment_id, owner=owner)
-
-
-def _shown(experiment: dict[str, Any], if_none_match: str | None) -> Response:
-    headers = {"ETag": queries.etag(experiment), "Cache-Control": "no-cache"}
-    if if_none_match is not None and matches(if_none_match, headers["ETag"]):
-        return Response(status_code=304, headers=headers)
-    return JSONResponse(experiment, headers=headers)
+    return await answers.got(parts, EXPERIMENTS, experiment_id, owner=caller.owner, if_none_match=if_none_match, wait_s=wait)
 
 
 # --- moves
 
 
 MOVED: dict[int | str, dict[str, Any]] = {
-    202: {"description": "Asked for (or done before); `state` says how far it is.", "headers": ETAG_HEADER},
+    202: {"description": "Asked for (or done before); `state` says how far it is.", "headers": EXPERIMENTS.etag_header},
     **problems(*STORED, *CHANGES, *KNOWN, errors.ILLEGAL_MOVE),
 }
 
@@ -341,7 +282,7 @@ MOVED: dict[int | str, dict[str, Any]] = {
     responses=MOVED,
 )
 def cancel(parts: WithParts, caller: WithCaller, experiment_id: ExperimentId) -> Response:
-    return _changed(parts, experiment_id, caller.owner, lambda tx: lifecycle.cancel(tx, experiment_id, owner=caller.owner))
+    return changed(parts, EXPERIMENTS, experiment_id, caller.owner, lambda tx: lifecycle.cancel(tx, experiment_id, owner=caller.owner))
 
 
 @router.post(
@@ -353,7 +294,7 @@ def cancel(parts: WithParts, caller: WithCaller, experiment_id: ExperimentId) ->
     responses=MOVED,
 )
 def pause(parts: WithParts, caller: WithCaller, experiment_id: ExperimentId) -> Response:
-    return _changed(parts, experiment_id, caller.owner, lambda tx: lifecycle.pause(tx, experiment_id, owner=caller.owner))
+    return changed(parts, EXPERIMENTS, experiment_id, caller.owner, lambda tx: lifecycle.pause(tx, experiment_id, owner=caller.owner))
 
 
 @router.post(
@@ -365,7 +306,9 @@ def pause(parts: WithParts, caller: WithCaller, experiment_id: ExperimentId) -> 
     responses=MOVED | problems(*STORED, *CHANGES, *KNOWN, errors.ILLEGAL_MOVE, errors.QUOTA_EXCEEDED),
 )
 def resume(parts: WithParts, caller: WithCaller, experiment_id: ExperimentId) -> Response:
-    return _changed(parts, experiment_id, caller.owner, lambda tx: lifecycle.resume(tx, experiment_id, owner=caller.owner), ring=True)
+    return changed(
+        parts, EXPERIMENTS, experiment_id, caller.owner, lambda tx: lifecycle.resume(tx, experiment_id, owner=caller.owner), ring=True
+    )
 
 
 @router.post(
@@ -375,18 +318,28 @@ def resume(parts: WithParts, caller: WithCaller, experiment_id: ExperimentId) ->
     status_code=202,
     response_model=ExperimentDocument,
     responses={
-        202: {"description": "The experiment, which runs again if it had ended.", "headers": ETAG_HEADER},
-        **problems(*STORED, *CHANGES, *BODY, *KNOWN, errors.ILLEGAL_MOVE, errors.QUOTA_EXCEEDED, errors.STORAGE_FULL),
+        202: {
+            "description": "The experiment, which runs again if it had ended.",
+            "headers": EXPERIMENTS.etag_header | EXPERIMENTS.replayed_header,
+        },
+        **problems(*STORED, *CHANGES, *BODY, *KNOWN, *MORE_JOBS),
     },
     openapi_extra=json_request(SeedsBody, examples={"five more": {"count": 5}}),
 )
-def add_seeds(parts: WithParts, caller: WithCaller, experiment_id: ExperimentId, body: JsonBody) -> Response:
+def add_seeds(
+    parts: WithParts, caller: WithCaller, experiment_id: ExperimentId, body: JsonBody, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Arms keep what tuning chose for them. To add seeds until a difference shows makes one show where there is none: the verdict names
     beforehand how many would settle it."""
     count = checked(SeedsBody, required(body)).count
     parts.room.check()
-    return _changed(
-        parts, experiment_id, caller.owner, lambda tx: lifecycle.add_seeds(tx, experiment_id, count, owner=caller.owner), ring=True
+    return changed(
+        parts,
+        EXPERIMENTS,
+        experiment_id,
+        caller.owner,
+        lambda tx: lifecycle.add_seeds(tx, experiment_id, count, owner=caller.owner, idempotency_key=idempotency_key),
+        ring=True,
     )
 
 
@@ -396,34 +349,25 @@ def add_seeds(parts: WithParts, caller: WithCaller, experiment_id: ExperimentId,
     summary="Change name or notes",
     response_model=ExperimentDocument,
     responses={
-        200: {"description": "The experiment, changed.", "headers": ETAG_HEADER},
-        **problems(*STORED, *CHANGES, *BODY, *KNOWN),
+        200: {"description": "The experiment, changed.", "headers": EXPERIMENTS.etag_header},
+        **problems(*STORED, *CHANGES, *BODY, *KNOWN, errors.VERSION_MISMATCH),
     },
     openapi_extra=json_request(AmendExperimentBody, examples={"rename": {"name": "alphas", "notes": "for the report"}}),
 )
-def amend(parts: WithParts, caller: WithCaller, experiment_id: ExperimentId, body: JsonBody) -> Response:
+def amend(parts: WithParts, caller: WithCaller, experiment_id: ExperimentId, body: JsonBody, if_match: IfMatch = None) -> Response:
     wanted = checked(AmendExperimentBody, required(body))
     given = {name: getattr(wanted, name) for name in wanted.model_fields_set}
     if nulls := [name for name, value in given.items() if value is None]:
         raise InvalidSpec([Violation(f"/{name}", "wrong_type", "must not be null: leave it out to keep what is there") for name in nulls])
-    return _changed(
+    version = version_of(if_match)
+    return changed(
         parts,
+        EXPERIMENTS,
         experiment_id,
         caller.owner,
-        lambda tx: lifecycle.amend(tx, experiment_id, name=wanted.name, notes=wanted.notes, owner=caller.owner),
+        lambda tx: lifecycle.amend(tx, experiment_id, name=wanted.name, notes=wanted.notes, expected_version=version, owner=caller.owner),
         status=200,
     )
-
-
-def _changed(
-    parts: Parts, experiment_id: str, owner: str, change: Callable[[Tx], object], *, status: int = 202, ring: bool = False
-) -> Response:
-    with parts.store.write() as tx:
-        change(tx)
-        experiment = queries.get(tx, experiment_id, owner=owner)
-    if ring:
-        parts.doorbell.ring()
-    return JSONResponse(experiment, status_code=status, headers={"ETag": queries.etag(experiment)})
 
 
 @router.delete(

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from typing import Annotated, Any
 
 import structlog
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api import errors
+from api import answers, errors
 from api.access import WithCaller, caller_of
+from api.answers import JOBS, IdempotencyKey, IfNoneMatch, WaitS
 from api.bodies import ABSENT, JsonBody, checked, read_json, required
 from api.documents import JobDocument, JobListDocument
-from api.etags import matches
 from api.filters import BY_LABEL, WithFilter, each_once
 from api.openapi import CHANGES, NEW_JOB, STORED, json_request, problems
 from api.parts import JOB_ID, JobId, Parts, WithParts
@@ -27,38 +26,20 @@ from powergrad.jobs import outbox, queries, submission
 from powergrad.jobs.changes import pointing_into_set, with_changes
 from powergrad.jobs.errors import InvalidSpec, Violation, refusal
 from powergrad.jobs.spec import JobSpec, parse
-from powergrad.jobs.states import TERMINAL, JobState
+from powergrad.jobs.states import JobState
 from powergrad.jobs.submission import Submission
 from powergrad.spec import NAME_PATTERN, NamedData, SpecModel
 
-QUEUE_LOOK_S = 2.0  # a queued job's place moves without its row: so often a waiting poll looks again
-POLL_AFTER_S = 1
 SORT_PATTERN = r"^(-created_at|-?metrics\.[A-Za-z0-9_]{1,64})$"
 log = structlog.get_logger(__name__)
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
 busy = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=DirectRoute)
 DIGITS = {"data": {"dataset": "digits"}}
 DIGITS_PGT = {"name": "digits-pgt", "data": {"dataset": "digits"}, "loss": {"alpha": 0.25}, "epochs": 20, "labels": {"team": "vision"}}
-NEW_JOB_HEADERS = {
-    "Location": {"schema": {"type": "string"}, "description": "Path of the job."},
-    "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds after which a look is worth while."},
-    "Idempotency-Replayed": {"schema": {"type": "string", "enum": ["true"]}, "description": "The job was there before, under this key."},
-}
-ETAG_HEADER = {"ETag": {"schema": {"type": "string"}, "description": "Changes whenever the job does, progress included."}}
 CHECKED: dict[int | str, dict[str, Any]] = {
     200: {"description": "With dry_run: the spec with every default, nothing stored.", "model": JobSpec}
 }
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        pattern=r"^[\x21-\x7e]{1,255}$",
-        description="The same key with the same body gives the same job, within 24 hours.",
-        examples=["5f0c1a52-8f1e-4b7e-9a36-0f4a3f1f1d11"],
-    ),
-]
 DryRun = Annotated[bool, Query(description="Only check and normalise the spec.")]
-IfNoneMatch = Annotated[str | None, Header(description="ETag seen last.")]
-WaitS = Annotated[float | None, Query(ge=0, le=60, allow_inf_nan=False, description="Seconds to wait for the ETag to change.")]
 
 
 class CloneBody(SpecModel):
@@ -80,7 +61,7 @@ BODIES = (JobSpec, CloneBody)
     status_code=202,
     response_model=JobDocument,
     responses={
-        202: {"description": "Stored and queued: it survives whatever happens next.", "headers": NEW_JOB_HEADERS | ETAG_HEADER},
+        202: {"description": "Stored and queued: it survives whatever happens next.", "headers": JOBS.new_headers},
         **CHECKED,
         **problems(*STORED, *CHANGES, *NEW_JOB),
     },
@@ -117,11 +98,7 @@ def _resolved(parts: Parts, spec: JobSpec, owner: str) -> JobSpec:
 async def _submitted(parts: Parts, new: Submission) -> Response:
     parts.room.check()
     stored = await parts.submissions.store(new)
-    job = stored.job
-    headers = {"Location": f"/v1/jobs/{job['id']}", "Retry-After": str(POLL_AFTER_S), "ETag": queries.etag(job)}
-    if stored.replayed:
-        headers["Idempotency-Replayed"] = "true"
-    return JSONResponse(job, status_code=202, headers=headers)
+    return answers.submitted(JOBS, stored.job, replayed=stored.replayed)
 
 
 @router.post(
@@ -131,7 +108,7 @@ async def _submitted(parts: Parts, new: Submission) -> Response:
     status_code=202,
     response_model=JobDocument,
     responses={
-        202: {"description": "The new job.", "headers": NEW_JOB_HEADERS | ETAG_HEADER},
+        202: {"description": "The new job.", "headers": JOBS.new_headers},
         **CHECKED,
         **problems(*STORED, *CHANGES, *NEW_JOB, errors.JOB_NOT_FOUND),
     },
@@ -141,7 +118,7 @@ async def clone(
     parts: WithParts, caller: WithCaller, job_id: JobId, body: JsonBody, idempotency_key: IdempotencyKey = None, dry_run: DryRun = False
 ) -> Response:
     wanted = checked(CloneBody, {} if body is ABSENT else body)
-    origin = await run_in_threadpool(_look, parts, job_id, caller.owner)
+    origin = await run_in_threadpool(answers.look, parts, JOBS, job_id, caller.owner)
     changed = with_changes(origin["spec"], wanted.set)
     names = await parts.catalogue.names_for(changed, caller.owner)
     if wanted.name is not None:
@@ -196,16 +173,7 @@ def list_jobs(
     by = None if sort == "-created_at" else sort
     with parts.store.read() as tx:
         page = queries.page(tx, replace(wanted, states=each_once(state)), limit=limit, after=after, sort=by)
-    ids = [job["id"] for job in page.data]
-    return JSONResponse(
-        {
-            "object": "list",
-            "data": page.data,
-            "has_more": page.has_more,
-            "first_id": ids[0] if ids else None,
-            "last_id": ids[-1] if ids else None,
-        }
-    )
+    return answers.listed(page)
 
 
 @router.get(
@@ -214,7 +182,7 @@ def list_jobs(
     summary="Look at a job",
     response_model=JobDocument,
     responses={
-        200: {"description": "The job.", "headers": ETAG_HEADER},
+        200: {"description": "The job.", "headers": JOBS.etag_header},
         304: {"description": "Nothing has changed since If-None-Match."},
         **problems(*STORED, errors.JOB_NOT_FOUND),
     },
@@ -226,34 +194,4 @@ async def get(
     if_none_match: IfNoneMatch = None,
     wait: WaitS = None,
 ) -> Response:
-    if wait:
-        return await _get_when_changed(parts, job_id, caller.owner, if_none_match, wait)
-    return _shown(await run_in_threadpool(_look, parts, job_id, caller.owner), if_none_match)
-
-
-async def _get_when_changed(parts: Parts, job_id: str, owner: str, if_none_match: str | None, wait_s: float) -> Response:
-    assert parts.tailer is not None, "the application has started"
-    now = asyncio.get_running_loop().time
-    until = now() + wait_s
-    with parts.tailer.watch(job_id) as watcher, parts.measures.streams.track_inprogress():
-        job = await parts.tailer.run(_look, parts, job_id, owner)
-        seen = if_none_match or queries.etag(job)
-        if if_none_match is None and job["state"] in TERMINAL:
-            return _shown(job, None)  # it will not change by itself, and the caller has not seen it
-        while matches(seen, queries.etag(job)) and now() < until and not parts.tailer.is_stopping:
-            longest = QUEUE_LOOK_S if job["state"] == JobState.QUEUED else wait_s
-            await watcher.changed(max(0.0, min(until - now(), longest)))
-            job = await parts.tailer.run(_look, parts, job_id, owner)
-    return _shown(job, if_none_match)
-
-
-def _look(parts: Parts, job_id: str, owner: str) -> dict[str, Any]:
-    with parts.store.read() as tx:
-        return queries.get(tx, job_id, owner=owner)
-
-
-def _shown(job: dict[str, Any], if_none_match: str | None) -> Response:
-    headers = {"ETag": queries.etag(job), "Cache-Control": "no-cache"}
-    if if_none_match is not None and matches(if_none_match, headers["ETag"]):
-        return Response(status_code=304, headers=headers)
-    return JSONResponse(job, headers=headers)
+    return await answers.got(parts, JOBS, job_id, owner=caller.owner, if_none_match=if_none_match, wait_s=wait)

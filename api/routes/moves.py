@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import structlog
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -16,20 +14,19 @@ from starlette.responses import Response
 
 from api import errors
 from api.access import WithCaller
+from api.answers import JOBS, IfMatch, changed, version_of
 from api.bodies import ABSENT, JsonBody, checked, required
 from api.documents import DeletionDocument, JobDocument
-from api.errors import Refused, parameter_error
+from api.errors import parameter_error
 from api.filters import BY_LABEL, WithFilter, each_once
 from api.openapi import BODY, CHANGES, STORED, json_request, only_what_is_given, problems
-from api.parts import JobId, Parts, WithParts
-from api.routes.jobs import ETAG_HEADER
+from api.parts import JobId, WithParts
 from api.strict import StrictRoute
 from powergrad.jobs import debts, lifecycle, queries
 from powergrad.jobs.errors import InvalidSpec, Violation
 from powergrad.jobs.lifecycle import Amendment, RaisedLimits
 from powergrad.jobs.spec import ONLY_THESE, LabelName, LabelText, LimitsSpec
 from powergrad.jobs.states import JobState
-from powergrad.jobs.store import Tx
 from powergrad.spec import NAME_PATTERN, SpecModel
 
 log = structlog.get_logger(__name__)
@@ -86,7 +83,7 @@ class AmendBody(SpecModel):
 
 
 MOVED: dict[int | str, dict[str, Any]] = {
-    202: {"description": "Asked for (or done before); `state` says how far it is.", "headers": ETAG_HEADER},
+    202: {"description": "Asked for (or done before); `state` says how far it is.", "headers": JOBS.etag_header},
     **problems(*STORED, errors.FORBIDDEN_ORIGIN, errors.UNSUPPORTED_MEDIA, errors.JOB_NOT_FOUND, errors.ILLEGAL_MOVE),
 }
 
@@ -95,7 +92,7 @@ MOVED: dict[int | str, dict[str, Any]] = {
     "/{job_id}/cancel", operation_id="cancelJob", summary="End a job", status_code=202, response_model=JobDocument, responses=MOVED
 )
 def cancel(parts: WithParts, caller: WithCaller, job_id: JobId) -> Response:
-    return _changed(parts, job_id, caller.owner, lambda tx: lifecycle.cancel(tx, job_id, owner=caller.owner))
+    return changed(parts, JOBS, job_id, caller.owner, lambda tx: lifecycle.cancel(tx, job_id, owner=caller.owner))
 
 
 @router.post(
@@ -107,7 +104,7 @@ def cancel(parts: WithParts, caller: WithCaller, job_id: JobId) -> Response:
     responses=MOVED,
 )
 def pause(parts: WithParts, caller: WithCaller, job_id: JobId) -> Response:
-    return _changed(parts, job_id, caller.owner, lambda tx: lifecycle.pause(tx, job_id, owner=caller.owner))
+    return changed(parts, JOBS, job_id, caller.owner, lambda tx: lifecycle.pause(tx, job_id, owner=caller.owner))
 
 
 @router.post(
@@ -119,7 +116,7 @@ def pause(parts: WithParts, caller: WithCaller, job_id: JobId) -> Response:
     responses=MOVED | problems(*STORED, *CHANGES, errors.JOB_NOT_FOUND, errors.ILLEGAL_MOVE, errors.QUOTA_EXCEEDED),
 )
 def resume(parts: WithParts, caller: WithCaller, job_id: JobId) -> Response:
-    return _changed(parts, job_id, caller.owner, lambda tx: lifecycle.resume(tx, job_id, owner=caller.owner), ring=True)
+    return changed(parts, JOBS, job_id, caller.owner, lambda tx: lifecycle.resume(tx, job_id, owner=caller.owner), ring=True)
 
 
 @router.post(
@@ -133,7 +130,7 @@ def resume(parts: WithParts, caller: WithCaller, job_id: JobId) -> Response:
 )
 def retry(parts: WithParts, caller: WithCaller, job_id: JobId, body: JsonBody) -> Response:
     limits = raised_limits(checked(RetryBody, {} if body is ABSENT else body))
-    return _changed(parts, job_id, caller.owner, lambda tx: lifecycle.retry(tx, job_id, limits=limits, owner=caller.owner), ring=True)
+    return changed(parts, JOBS, job_id, caller.owner, lambda tx: lifecycle.retry(tx, job_id, limits=limits, owner=caller.owner), ring=True)
 
 
 def raised_limits(body: RetryBody) -> RaisedLimits:
@@ -155,7 +152,7 @@ def raised_limits(body: RetryBody) -> RaisedLimits:
     summary="Change name, labels, notes, priority or retention",
     response_model=JobDocument,
     responses={
-        200: {"description": "The job, changed.", "headers": ETAG_HEADER},
+        200: {"description": "The job, changed.", "headers": JOBS.etag_header},
         **problems(*STORED, *CHANGES, *BODY, errors.JOB_NOT_FOUND, errors.VERSION_MISMATCH),
     },
     openapi_extra=json_request(AmendBody, examples={"rename": {"name": "baseline", "notes": "the one for the report"}}),
@@ -165,41 +162,21 @@ def amend(
     caller: WithCaller,
     job_id: JobId,
     body: JsonBody,
-    if_match: Annotated[
-        str | None, Header(description="The job's `version` (or an ETag of it): change nothing if it has moved on.")
-    ] = None,
+    if_match: IfMatch = None,
 ) -> Response:
     wanted = checked(AmendBody, required(body))
     given = {name: getattr(wanted, name) for name in wanted.model_fields_set}
     if wanted.retention is not None:
         given["retention"] = wanted.retention.model_dump(exclude_unset=True)
-    version = None if if_match is None else version_of(if_match)
-    return _changed(
+    version = version_of(if_match)
+    return changed(
         parts,
+        JOBS,
         job_id,
         caller.owner,
         lambda tx: lifecycle.amend(tx, job_id, Amendment(**given), expected_version=version, owner=caller.owner),
         status=200,
     )
-
-
-def version_of(if_match: str) -> int | None:
-    """The version in `3`, `"3"` or in one of the job's ETags; None for `*`. Raises Refused (412) for what can match nothing."""
-    if if_match.strip() == "*":
-        return None
-    found = re.fullmatch(r'\s*(?:W/)?"?(\d{1,9})(?:-[\w-]*)?"?\s*', if_match)
-    if found is None:
-        raise Refused(errors.VERSION_MISMATCH, f"If-Match: {if_match[:64]!r}: must be the job's version, such as 3")
-    return int(found[1])
-
-
-def _changed(parts: Parts, job_id: str, owner: str, change: Callable[[Tx], object], *, status: int = 202, ring: bool = False) -> Response:
-    with parts.store.write() as tx:
-        change(tx)
-        job = queries.get(tx, job_id, owner=owner)
-    if ring:
-        parts.doorbell.ring()
-    return JSONResponse(job, status_code=status, headers={"ETag": queries.etag(job)})
 
 
 @router.delete(

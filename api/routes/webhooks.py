@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from api import errors
 from api.access import WithCaller
+from api.answers import listed
 from api.bodies import JsonBody, checked, required
 from api.documents import DeliveryDocument, DeliveryListDocument, WebhookSecretDocument
 from api.errors import Refused
@@ -94,9 +95,7 @@ def deliveries(
 ) -> Response:
     with parts.store.read() as tx:
         page = outbox.page(tx, owner=caller.owner, job_id=job, state=state, limit=limit, after=after)
-    ids = [one["id"] for one in page.data]
-    first, last = (ids[0], ids[-1]) if ids else (None, None)
-    return JSONResponse({"object": "list", "data": page.data, "has_more": page.has_more, "first_id": first, "last_id": last})
+    return listed(page)
 
 
 @router.get(

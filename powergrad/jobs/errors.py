@@ -167,19 +167,19 @@ class QuotaExceeded(JobError):
 
 
 class IllegalMove(JobError):
-    """The job's state does not allow the action."""
+    """The state of the job, or of what `noun` says, does not allow the action."""
 
-    def __init__(self, action: str, state: str, hint: str = "") -> None:
+    def __init__(self, action: str, state: str, hint: str = "", *, noun: str = "a job") -> None:
         self.action, self.state = action, state
-        super().__init__(f"cannot {action} a job that is {state}" + (f": {hint}" if hint else ""))
+        super().__init__(f"cannot {action} {noun} that is {state}" + (f": {hint}" if hint else ""))
 
 
 class VersionMismatch(JobError):
-    """The job changed since the caller read it."""
+    """The job, or what `noun` says, changed since the caller read it."""
 
-    def __init__(self, expected: int, actual: int) -> None:
+    def __init__(self, expected: int, actual: int, *, noun: str = "the job") -> None:
         self.expected, self.actual = expected, actual
-        super().__init__(f"the job is at version {actual}, not {expected}: read it again")
+        super().__init__(f"{noun} is at version {actual}, not {expected}: read it again")
 
 
 class IdempotencyMismatch(JobError):

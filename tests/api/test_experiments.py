@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Engine, event, select
 
 from api import experiment_documents as documents
 from api.routes.experiments import FILES
+from api.tailer import EXPERIMENTS_S
 from powergrad.jobs import quotas
 from powergrad.jobs.tables import experiment_runs, experiments, jobs, tasks
 from tests.api.callers import give_report
@@ -276,3 +278,117 @@ def test_a_wait_ends_with_the_change(any_api: Api) -> None:
 def test_an_id_that_is_none_is_not_there(api: Api) -> None:
     for wanted in ("exp_1", "job_" + "0" * 26, "exp_" + "I" * 26, "%00"):
         refused(api.http.get(f"{URL}/{wanted}"), 404, "experiment_not_found")
+
+
+def watched(api: Api, experiment_id: str) -> bool:
+    assert api.parts.tailer is not None
+    return api.parts.tailer.is_watched(experiment_id)
+
+
+def test_who_waits_hears_of_the_jobs_too(any_api: Api) -> None:
+    """Nothing of the experiment's own row moves when a job of it does."""
+    found = any_api.http.post(URL, json=ALPHAS)
+    url, tag, job = found.headers["location"], found.headers["etag"], jobs_of(any_api, found.json()["id"])[0]
+
+    def wait() -> Any:
+        answer = any_api.http.get(url, params={"wait": 20}, headers={"If-None-Match": tag})
+        return answer.status_code, answer.json()["counts"]
+
+    def move() -> Any:
+        until(lambda: watched(any_api, found.json()["id"]))
+        return any_api.http.post(f"/v1/jobs/{job['id']}/pause").status_code
+
+    waited, _ = builders.at_once([wait, move])
+    assert waited == (200, {"queued": 3, "paused": 1})
+
+
+def test_who_waits_hears_that_it_is_gone(any_api: Api) -> None:
+    url = any_api.http.post(URL, json=ALPHAS).headers["location"]
+    until(lambda: any_api.http.post(f"{url}/cancel").json()["analysis"]["state"] == "running")  # that it is asked for is a change too
+    tag = any_api.http.get(url).headers["etag"]
+
+    def wait() -> int:
+        return any_api.http.get(url, params={"wait": 20}, headers={"If-None-Match": tag}).status_code
+
+    def remove() -> int:
+        until(lambda: watched(any_api, url.rpartition("/")[2]))
+        return any_api.http.delete(url).status_code
+
+    assert builders.at_once([wait, remove]) == [404, 204]
+
+
+def test_many_who_wait_share_one_look(api: Api) -> None:
+    """Twelve for two seconds: by themselves each would look four times."""
+    found = api.http.post(URL, json=ALPHAS)
+    looks: list[float] = []
+
+    def count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "sum(jobs.revision)" in statement:
+            looks.append(time.monotonic())
+
+    def wait() -> int:
+        headers = {"If-None-Match": found.headers["etag"]}
+        return api.http.get(found.headers["location"], params={"wait": 2}, headers=headers).status_code
+
+    event.listen(Engine, "before_cursor_execute", count)
+    try:
+        assert builders.at_once([wait] * 12) == [304] * 12
+    finally:
+        event.remove(Engine, "before_cursor_execute", count)
+    assert 2 <= len(looks) <= 3 + (looks[-1] - looks[0]) / EXPERIMENTS_S
+
+
+def test_seeds_under_a_key_are_added_once(any_api: Api) -> None:
+    url = f"{URL}/{ask(any_api)['id']}"
+    headers = {"Idempotency-Key": "seeds"}
+    first, second = (any_api.http.post(f"{url}/seeds", json={"count": 2}, headers=headers) for _ in range(2))
+    assert (first.status_code, "idempotency-replayed" in first.headers) == (202, False)
+    assert (second.status_code, second.headers["idempotency-replayed"]) == (202, "true")
+    assert second.json()["progress"]["runs"] == 8
+    refused(any_api.http.post(f"{url}/seeds", json={"count": 3}, headers=headers), 422, "idempotency_mismatch")
+    refused(any_api.http.post(f"{URL}/{ask(any_api)['id']}/seeds", json={"count": 2}, headers=headers), 422, "idempotency_mismatch")
+    assert len(jobs_of(any_api, first.json()["id"])) == 8
+
+
+def test_seeds_asked_for_twice_at_once_under_a_key_are_added_once(any_api: Api) -> None:
+    url = f"{URL}/{ask(any_api)['id']}"
+
+    def add() -> str | None:
+        answer = any_api.http.post(f"{url}/seeds", json={"count": 1}, headers={"Idempotency-Key": "twins"})
+        assert answer.status_code == 202, answer.text
+        return answer.headers.get("idempotency-replayed")
+
+    assert sorted(builders.at_once([add, add, add]), key=str) == [None, "true", "true"]
+    assert any_api.http.get(url).json()["progress"]["runs"] == 6
+
+
+def test_a_key_of_seeds_that_were_refused_is_free(api: Api) -> None:
+    url = f"{URL}/{ask(api)['id']}/seeds"
+    with api.store.write() as tx:
+        quotas.grant(tx, "local", quotas.Quota(max_queued=4))
+    refused(api.http.post(url, json={"count": 2}, headers={"Idempotency-Key": "free"}), 429, "quota_exceeded")
+    with api.store.write() as tx:
+        quotas.grant(tx, "local", quotas.Quota(max_queued=100))
+    answer = api.http.post(url, json={"count": 3}, headers={"Idempotency-Key": "free"})
+    assert (answer.status_code, "idempotency-replayed" in answer.headers) == (202, False)
+
+
+def test_a_change_names_the_version_that_was_seen(any_api: Api) -> None:
+    found = ask(any_api)
+    url = f"{URL}/{found['id']}"
+    tag = any_api.http.get(url).headers["etag"]
+    first = any_api.http.patch(url, json={"name": "mine"}, headers={"If-Match": tag})
+    assert (first.status_code, first.json()["name"]) == (200, "mine")
+    problem = refused(any_api.http.patch(url, json={"name": "theirs"}, headers={"If-Match": tag}), 412, "version_mismatch")
+    assert "the experiment is at version" in problem["detail"]
+    refused(any_api.http.patch(url, json={"name": "theirs"}, headers={"If-Match": "nonsense"}), 412, "version_mismatch")
+    for matching in (str(first.json()["version"]), "*"):
+        assert any_api.http.patch(url, json={"notes": matching}, headers={"If-Match": matching}).status_code == 200
+    assert any_api.http.get(url).json()["name"] == "mine"
+
+
+def test_a_move_that_cannot_be_speaks_of_the_experiment(api: Api) -> None:
+    url = f"{URL}/{ask(api)['id']}"
+    api.http.post(f"{url}/cancel")
+    problem = refused(api.http.post(f"{url}/pause"), 409, "illegal_move")
+    assert problem["detail"] == "cannot pause an experiment that is cancelled"

@@ -91,7 +91,8 @@ def hand_over(store: Store, artifacts: Artifacts, asked: Asked) -> bool:
             return False  # the directory stays owed
         if not debts.keep(tx, tasks.task_dir(asked.task_id)):
             # it took so long that the file may be gone: ask anew
-            tx.run(update(experiments).where(experiments.c.id == asked.experiment_id).values(task_id=None, due_at=tx.now_ms))
+            anew = {"task_id": None, "due_at": tx.now_ms, "revision": experiments.c.revision + 1}
+            tx.run(update(experiments).where(experiments.c.id == asked.experiment_id).values(**anew))
             return False
         arguments = {"experiment": asked.experiment_id, "evidence": path, "into": f"{folder(asked.experiment_id)}/{key}", "key": key}
         tasks.submit(tx, asked.task_id, KIND, arguments, owner=row.owner)

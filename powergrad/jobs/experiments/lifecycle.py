@@ -18,9 +18,9 @@ from pydantic import ValidationError
 from sqlalchemy import bindparam, delete, insert, select, update
 from ulid import ULID
 
-from powergrad.jobs import debts, quotas
+from powergrad.jobs import debts, quotas, submission
 from powergrad.jobs.changes import with_changes
-from powergrad.jobs.errors import IdempotencyMismatch, IllegalMove, InvalidSpec, JobError, QuotaExceeded, Violation
+from powergrad.jobs.errors import IdempotencyMismatch, IllegalMove, InvalidSpec, JobError, QuotaExceeded, VersionMismatch, Violation
 from powergrad.jobs.experiments import analyses, evidence, news, records, results, searches, stages
 from powergrad.jobs.experiments.answers import folder
 from powergrad.jobs.experiments.plan import Question
@@ -40,6 +40,7 @@ MOST_KEPT = 50
 RUNNING, PAUSED, CANCELLED = "running", "paused", "cancelled"
 """What a user wants of an experiment as a whole."""
 ENDED = frozenset(str(state) for state in TERMINAL)
+NOUN = "an experiment"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,13 @@ class NewExperiment:
     body_sha256: str = ""
     notes: str = ""
     cloned_from: str | None = None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    owner: str
+    idempotency_key: str
+    body_sha256: str
 
 
 @dataclass(frozen=True)
@@ -139,29 +147,36 @@ def _pinned(tx: Tx, question: Question, settings: dict[str, Any], owner: str) ->
     return pinned if version is None else {**pinned, "data.version": version}
 
 
-def add_seeds(tx: Tx, experiment_id: str, count: int, *, owner: str = LOCAL_OWNER) -> None:
+def add_seeds(tx: Tx, experiment_id: str, count: int, *, owner: str = LOCAL_OWNER, idempotency_key: str | None = None) -> bool:
     """Run every arm with so many further seeds, as tuning has set it; an experiment that has ended runs again.
 
-    Raises ExperimentNotFound, IllegalMove, InvalidSpec, QuotaExceeded.
+    True: they were added before, under the same key. Raises ExperimentNotFound, IdempotencyMismatch, IllegalMove, InvalidSpec, QuotaExceeded.
     """
     record = records.hold(tx, experiment_id, owner=owner)
+    if idempotency_key is not None:
+        quotas.limited(tx, {owner})  # before the key, as submissions do
+        asked = submission.body_hash({"experiment": experiment_id, "seeds": count})
+        if submission.take_key(tx, _Asked(owner, idempotency_key, asked), experiment_id) is not None:
+            return True
     question, plan = record.question, record.plan
     if question.spec.strategy != "grid":
-        raise IllegalMove("add seeds to", "a search", "it runs each of its settings once: compare the best in an experiment of their own")
+        hint = "it runs each of its settings once: compare the best in an experiment of their own"
+        raise IllegalMove("add seeds to", "a search", hint, noun=NOUN)
     if record.row.wish == CANCELLED:
-        raise IllegalMove("add seeds to", CANCELLED, "clone it instead")
+        raise IllegalMove("add seeds to", CANCELLED, "clone it instead", noun=NOUN)
     if count < 1 or (len(plan.seeds) + count) * len(question.arms) > MAX_RUNS:
         rule = f"at least 1, and at most {MAX_RUNS} runs of the verdict: {len(plan.seeds)} seeds of {len(question.arms)} arms are there"
         raise InvalidSpec([Violation("/count", "out_of_range", rule, count)])
     more = tuple(range(plan.seeds[-1] + 1, plan.seeds[-1] + 1 + count))
     _look(tx, record, replace(plan, seeds=(*plan.seeds, *more)), refuses=True)
+    return False
 
 
 def cancel(tx: Tx, experiment_id: str, *, owner: str = LOCAL_OWNER) -> str:
     """Ask for the end of all its jobs, and make no more; the state it is in then. Twice is no error. Raises IllegalMove when it has ended."""
     record = records.hold(tx, experiment_id, owner=owner)
     if record.row.state in ENDED and record.row.wish != CANCELLED:
-        raise IllegalMove("cancel", record.row.state)
+        raise IllegalMove("cancel", record.row.state, noun=NOUN)
     held = _held(tx, experiment_id, JobState.QUEUED, JobState.PAUSED, JobState.RUNNING, JobState.PAUSING)
     asked = {"cancel_requested_at": tx.now_ms}
     waiting = [row for row in held if JobState(row.state) not in OWNED]
@@ -199,7 +214,7 @@ def resume(tx: Tx, experiment_id: str, *, owner: str = LOCAL_OWNER) -> str:
 
 def _refuse(record: Record, action: str) -> None:
     if record.row.state in ENDED or record.row.wish == CANCELLED:
-        raise IllegalMove(action, record.row.state)
+        raise IllegalMove(action, record.row.state, noun=NOUN)
 
 
 def _held(tx: Tx, experiment_id: str, *some: JobState) -> Sequence[Any]:
@@ -208,9 +223,22 @@ def _held(tx: Tx, experiment_id: str, *some: JobState) -> Sequence[Any]:
     return tx.all(for_update(tx, mine.order_by(jobs.c.id)))
 
 
-def amend(tx: Tx, experiment_id: str, *, name: str | None = None, notes: str | None = None, owner: str = LOCAL_OWNER) -> None:
-    """Change the user's own fields; None leaves a field as it is. Raises ExperimentNotFound."""
+def amend(
+    tx: Tx,
+    experiment_id: str,
+    *,
+    name: str | None = None,
+    notes: str | None = None,
+    expected_version: int | None = None,
+    owner: str = LOCAL_OWNER,
+) -> None:
+    """Change the user's own fields; None leaves a field as it is.
+
+    Raises ExperimentNotFound, and VersionMismatch when `expected_version` is not the experiment's.
+    """
     row = records.hold(tx, experiment_id, owner=owner).row
+    if expected_version is not None and expected_version != row.version:
+        raise VersionMismatch(expected_version, row.version, noun="the experiment")
     values: dict[str, Any] = {} if name is None else {"name": name, "due_at": tx.now_ms}  # the report bears the name
     values |= {} if notes is None else {"notes": notes}
     if values:
@@ -223,7 +251,9 @@ def remove(tx: Tx, experiment_id: str, *, owner: str = LOCAL_OWNER) -> None:
     held = _held(tx, experiment_id, *JobState)
     at_work = [job.state for job in held if JobState(job.state) not in TERMINAL | {JobState.PAUSED}]
     if row.state not in ENDED or at_work:
-        raise IllegalMove("delete", row.state if row.state not in ENDED else at_work[0], "cancel it first")
+        if row.state in ENDED:
+            raise IllegalMove("delete", at_work[0], "it is one of the experiment's: cancel it first")
+        raise IllegalMove("delete", row.state, "cancel it first", noun=NOUN)
     forget(tx, [job.id for job in held])  # those too that a search has left at a rung
     news.take(tx, experiment_id)
     for table, column in ((experiment_runs, experiment_runs.c.experiment_id), (experiments, experiments.c.id)):

@@ -76,6 +76,15 @@ def etag(experiment: dict[str, Any]) -> str:
     return f'"{experiment["version"]}-{digest[:16]}"'
 
 
+def pulse(tx: Tx, experiment_ids: Sequence[str]) -> dict[str, tuple[int, int, JobState]]:
+    """What a tailer watches, in the shape of the jobs': revision, the revisions of its jobs together, and state."""
+    some = list(experiment_ids)
+    moved = select(jobs.c.experiment, func.sum(jobs.c.revision).label("moves")).where(jobs.c.experiment.in_(some))
+    moves = {row.experiment: int(row.moves) for row in tx.all(moved.group_by(jobs.c.experiment))}
+    rows = tx.all(select(experiments.c.id, experiments.c.revision, experiments.c.state).where(experiments.c.id.in_(some)))
+    return {row.id: (row.revision, moves.get(row.id, 0), JobState(row.state)) for row in rows}
+
+
 def evidence(tx: Tx, experiment_id: str, *, owner: str = LOCAL_OWNER) -> Evidence:
     """All that is known now. Raises ExperimentNotFound."""
     return evidences.collect(tx, records.find(tx, experiment_id, owner=owner))
