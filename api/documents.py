@@ -263,6 +263,32 @@ class SeriesListDocument(Document):
     data: list[SeriesDocument]
 
 
+class CurveDocument(Document):
+    model_config = ConfigDict(title="Curve")
+
+    job: str
+    run: str
+    """The job's name."""
+    state: JobState
+    total: int
+    """Points stored; fewer may be shown."""
+    x: list[float | None]
+    """Rising; null where it is not known of a step."""
+    values: list[float | None]
+    """To seven significant digits; null where the value is not finite."""
+
+
+class ComparisonDocument(Document):
+    model_config = ConfigDict(title="Comparison")
+
+    object: Literal["comparison"]
+    name: str
+    x: Literal["step", "epoch", "seconds"]
+    has_more: bool
+    """Whether more jobs fit than are shown."""
+    data: list[CurveDocument]
+
+
 class WorkerDocument(Document):
     model_config = ConfigDict(title="Worker")
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from sqlalchemy import and_, delete, func, select
@@ -21,6 +23,9 @@ from powergrad.jobs.tables import metric_chunks
 BLOCK = 16
 CHUNK = 1024  # points in a chunk: 16 KiB
 MAX_LEVEL = 6
+SPEED = "images_per_s"
+CLOCK_DIGITS = 6
+"""Significant digits of seconds: no clock here is finer."""
 
 Point = tuple[int, float]
 
@@ -125,6 +130,28 @@ def _block_pair(points: Sequence[Point]) -> list[Point]:
         return extremes
     other = points[-1] if points[-1][0] != extremes[0][0] else points[0]
     return sorted((extremes[0], other))
+
+
+class Clock:
+    """Seconds of training up to a step, added up from the speed that the trainer tells: evaluations and checkpoints are not in it.
+
+    rates: images a second at each step; what is not known, or not finite, is left out.
+    """
+
+    def __init__(self, steps: Sequence[int], rates: Sequence[float | None], *, batch_size: int) -> None:
+        known = [(step, batch_size / rate) for step, rate in zip(steps, rates, strict=True) if rate is not None and rate > 0]
+        self._steps = [step for step, _ in known]
+        self._of_step = [of_step for _, of_step in known]
+        laps = [(step - before) * s for (step, before, s) in zip(self._steps, [0, *self._steps], self._of_step, strict=False)]
+        self._sums = list(accumulate(laps))
+
+    def at(self, step: int) -> float | None:
+        """None where no speed is known at all."""
+        if not self._steps:
+            return None
+        place = min(bisect_left(self._steps, step), len(self._steps) - 1)
+        seconds = self._sums[place] + (step - self._steps[place]) * self._of_step[place]
+        return float(f"{seconds:.{CLOCK_DIGITS}g}")
 
 
 # --- storage ---------------------------------------------------------------------------------------------------------------------

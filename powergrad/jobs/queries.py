@@ -109,7 +109,7 @@ def page(tx: Tx, wanted: Filter, *, limit: int, after: str | None = None, sort: 
 
     after: id of the last job seen. Raises ValueError for a sort it does not know, and, when sorting, JobNotFound for `after`.
     """
-    query = select(jobs).where(*_conditions(wanted))
+    query = select(jobs).where(*conditions(wanted))
     if sort:
         query = _sorted(tx, query, sort, after=after, owner=wanted.owner)
     else:
@@ -136,25 +136,26 @@ class Ended:
 def ended(tx: Tx, wanted: Filter, *, limit: int) -> Ended:
     """The first jobs that fit and have ended."""
     over = jobs.c.state.in_(list(TERMINAL))
-    rows = tx.all(select(jobs.c.id, jobs.c.bytes).where(*_conditions(wanted), over).order_by(jobs.c.id.desc()).limit(limit + 1))
+    rows = tx.all(select(jobs.c.id, jobs.c.bytes).where(*conditions(wanted), over).order_by(jobs.c.id.desc()).limit(limit + 1))
     return Ended([row.id for row in rows[:limit]], sum(row.bytes for row in rows[:limit]), len(rows) > limit)
 
 
-def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = [jobs.c.owner == wanted.owner]
+def conditions(wanted: Filter) -> list[ColumnElement[bool]]:
+    """Which rows of `jobs` are meant."""
+    found: list[ColumnElement[bool]] = [jobs.c.owner == wanted.owner]
     if wanted.states:
-        conditions.append(jobs.c.state.in_(list(wanted.states)))
+        found.append(jobs.c.state.in_(list(wanted.states)))
     for key, value in wanted.labels.items():
-        conditions.append(jobs.c.id.in_(select(job_labels.c.job_id).where(job_labels.c.key == key, job_labels.c.value == value)))
+        found.append(jobs.c.id.in_(select(job_labels.c.job_id).where(job_labels.c.key == key, job_labels.c.value == value)))
     if wanted.experiment is not None:
-        conditions.append(jobs.c.experiment == wanted.experiment)
+        found.append(jobs.c.experiment == wanted.experiment)
     if wanted.created_after_ms is not None:
-        conditions.append(jobs.c.created_at > wanted.created_after_ms)
+        found.append(jobs.c.created_at > wanted.created_after_ms)
     if wanted.created_before_ms is not None:
-        conditions.append(jobs.c.created_at < wanted.created_before_ms)
+        found.append(jobs.c.created_at < wanted.created_before_ms)
     if wanted.q:
-        conditions.append(or_(jobs.c.name.icontains(wanted.q, autoescape=True), jobs.c.id.istartswith(wanted.q, autoescape=True)))
-    return conditions
+        found.append(or_(jobs.c.name.icontains(wanted.q, autoescape=True), jobs.c.id.istartswith(wanted.q, autoescape=True)))
+    return found
 
 
 def _sorted(tx: Tx, query: Select[Any], sort: str, *, after: str | None, owner: str) -> Select[Any]:

@@ -6,9 +6,8 @@ So the experiment knows its numbers when the job is deleted, and collecting the 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 from sqlalchemy import Row, select
@@ -24,7 +23,7 @@ MOST_MOMENTS_IN_ALL = 20_000
 """Of all runs together: a moment takes about 100 bytes of JSON."""
 FINAL = ("val_", "test_", "train_", "images_per_s")
 DIGITS = 6
-"""Significant digits of seconds and joules: no clock here is finer."""
+"""Significant digits of joules and epochs: no meter here is finer."""
 TOLD = ("cpu_threads", "gpus", "precision", "determinism", "determinism_reason", "train_images", "val_images", "test_images")
 
 
@@ -67,7 +66,8 @@ def _curve(tx: Tx, row: Row[Any], metric: str, energy: tuple[list[int], list[flo
     steps_in_all, epochs = row.progress["steps"], row.progress["epochs"]
     if not steps_in_all or not series.steps:
         return []
-    clock = _Clock(metrics.read(tx, row.id, "images_per_s"), batch_size=row.spec["data"]["batch_size"])
+    speed = metrics.read(tx, row.id, metrics.SPEED)
+    clock = metrics.Clock(speed.steps, speed.values, batch_size=row.spec["data"]["batch_size"])
     curve = [
         Moment(
             step=step,
@@ -85,23 +85,6 @@ def _known_at(points: tuple[Sequence[int], Sequence[float | None]], step: int) -
     """The value at a step, or else the last one before it."""
     place = bisect_right(points[0], step)
     return points[1][place - 1] if place else None
-
-
-class _Clock:
-    """Seconds of training up to a step, added up from the speed that the trainer tells: evaluations and checkpoints are not in it."""
-
-    def __init__(self, speed: metrics.Series, *, batch_size: int) -> None:
-        known = [(step, rate) for step, rate in zip(speed.steps, speed.values, strict=True) if rate]
-        self._steps = [step for step, _ in known]
-        self._of_step = [batch_size / rate for _, rate in known]
-        laps = [(step - before) * s for (step, before, s) in zip(self._steps, [0, *self._steps], self._of_step, strict=False)]
-        self._sums = list(accumulate(laps))
-
-    def at(self, step: int) -> float | None:
-        if not self._steps:
-            return None
-        place = min(bisect_left(self._steps, step), len(self._steps) - 1)
-        return _rounded(self._sums[place] + (step - self._steps[place]) * self._of_step[place])
 
 
 def _energy(tx: Tx, job_id: str) -> tuple[list[int], list[float]]:
