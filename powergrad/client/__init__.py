@@ -21,6 +21,7 @@ from powergrad.client.models import (
     Difference,
     Event,
     EventPage,
+    ExperimentPage,
     ExperimentView,
     Health,
     Job,
@@ -32,6 +33,7 @@ from powergrad.client.models import (
     WebhookSecret,
 )
 from powergrad.client.retries import Retries
+from powergrad.client.series import MetricsTable
 from powergrad.client.sync import Client
 from powergrad.client.webhooks import verify_webhook
 from powergrad.jobs.states import JobState
@@ -55,6 +57,7 @@ __all__ = [
     "Event",
     "EventPage",
     "Experiment",
+    "ExperimentPage",
     "ExperimentView",
     "ForgedWebhook",
     "Health",
@@ -62,6 +65,7 @@ __all__ = [
     "JobMetrics",
     "JobPage",
     "JobState",
+    "MetricsTable",
     "Prediction",
     "Progress",
     "Reason",

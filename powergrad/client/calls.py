@@ -140,11 +140,12 @@ def retry(job_id: str, limits: Mapping[str, Any] | None) -> Call[Job]:
     return Call("POST", f"{_job_path(job_id)}/retry", _job, json={"limits": dict(limits)} if limits else None, repeatable=False)
 
 
-def clone(job_id: str, changes: Mapping[str, Any] | None, from_checkpoint: str | None) -> Call[Job]:
+def clone(job_id: str, changes: Mapping[str, Any] | None, from_checkpoint: str | None, idempotency_key: str | None) -> Call[Job]:
     body: Json = {"set": dict(changes or {})}
     if from_checkpoint is not None:
         body["from_checkpoint"] = from_checkpoint
-    return Call("POST", f"{_job_path(job_id)}/clone", _job, json=body, repeatable=False)
+    headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+    return Call("POST", f"{_job_path(job_id)}/clone", _job, json=body, headers=headers)
 
 
 def update(job_id: str, fields: Mapping[str, Any], if_match: str | None) -> Call[Job]:
@@ -192,6 +193,26 @@ def metrics(job_id: str, names: Iterable[str], points: int | None, after: int | 
 def metrics_csv(job_id: str, names: Iterable[str], points: int | None) -> Call[str]:
     headers = {"Accept": "text/csv"}
     return Call("GET", f"{_job_path(job_id)}/metrics", lambda response: response.text, params=_series(names, points, None), headers=headers)
+
+
+def compare(
+    job_ids: Iterable[str],
+    *,
+    name: str,
+    points: int,
+    x: Literal["step", "epoch", "seconds"],
+    state: Iterable[str] = (),
+    labels: Mapping[str, str] | None = None,
+    experiment: str | None = None,
+    created_after: datetime | str | None = None,
+    created_before: datetime | str | None = None,
+    q: str | None = None,
+) -> Call[Json]:
+    params: Params = {"name": name, "points": points, "x": x}
+    params |= _filters(state, labels, experiment, created_after, created_before, q)
+    if ids := list(job_ids):
+        params["job"] = ids
+    return Call("GET", "/v1/metrics/compare", _json, params=params)
 
 
 def logs(job_id: str, tail: int | None) -> Call[str]:
@@ -307,9 +328,9 @@ def act_on_experiment(experiment_id: str, action: Literal["cancel", "pause", "re
     return Call("POST", f"{_experiment_path(experiment_id)}/{action}", _experiment)
 
 
-def add_seeds(experiment_id: str, count: int) -> Call[ExperimentView]:
-    """Done twice it adds twice as many, so it is not repeated blindly."""
-    return Call("POST", f"{_experiment_path(experiment_id)}/seeds", _experiment, json={"count": count}, repeatable=False)
+def add_seeds(experiment_id: str, count: int, idempotency_key: str | None) -> Call[ExperimentView]:
+    headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+    return Call("POST", f"{_experiment_path(experiment_id)}/seeds", _experiment, json={"count": count}, headers=headers)
 
 
 def clone_experiment(

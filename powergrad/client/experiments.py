@@ -73,6 +73,9 @@ class _Seen:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.state}: {self.verdict or 'no verdict yet'}>"
 
+    def _repr_html_(self) -> str:
+        return self.view._repr_html_()
+
 
 class Experiment(_Seen):
     """Of `Client`; its methods raise what the client's do."""
@@ -110,9 +113,9 @@ class Experiment(_Seen):
         """
         return _put(path, f"{self.id}-{FILES[kind]}", self._client.send(calls.experiment_file(self.id, FILES[kind])))
 
-    def add_seeds(self, count: int) -> Self:
-        """Further runs of every arm; it runs again if it had ended."""
-        return self._take(calls.add_seeds(self.id, count))
+    def add_seeds(self, count: int, *, idempotency_key: str | None = None) -> Self:
+        """Further runs of every arm; it runs again if it had ended. A key is made where none is given: a repeated request adds once."""
+        return self._take(calls.add_seeds(self.id, count, idempotency_key))
 
     def cancel(self) -> Self:
         return self._take(calls.act_on_experiment(self.id, "cancel"))
@@ -176,9 +179,9 @@ class AsyncExperiment(_Seen):
         """
         return _put(path, f"{self.id}-{FILES[kind]}", await self._client.send(calls.experiment_file(self.id, FILES[kind])))
 
-    async def add_seeds(self, count: int) -> Self:
-        """Further runs of every arm; it runs again if it had ended."""
-        return await self._take(calls.add_seeds(self.id, count))
+    async def add_seeds(self, count: int, *, idempotency_key: str | None = None) -> Self:
+        """Further runs of every arm; it runs again if it had ended. A key is made where none is given: a repeated request adds once."""
+        return await self._take(calls.add_seeds(self.id, count, idempotency_key))
 
     async def cancel(self) -> Self:
         return await self._take(calls.act_on_experiment(self.id, "cancel"))

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from powergrad.client import notebook
 from powergrad.jobs.states import TERMINAL, JobState
 
 
@@ -86,6 +87,9 @@ class Job(_Answer):
     def is_terminal(self) -> bool:
         return self.state in TERMINAL
 
+    def _repr_html_(self) -> str:
+        return notebook.job(self)
+
 
 class Deletion(_Answer):
     """Ids of jobs that were deleted, or would be, newest first; `bytes` of their checkpoints and artifacts. `has_more`: others fit too."""
@@ -100,6 +104,9 @@ class JobPage(_Answer):
     has_more: bool = False
     first_id: str | None = None
     last_id: str | None = None
+
+    def _repr_html_(self) -> str:
+        return notebook.jobs(self.data, has_more=self.has_more)
 
 
 class Estimate(_Answer):
@@ -206,12 +213,18 @@ class ExperimentView(_Answer):
         done = {"current", "failed"} if self.state == "succeeded" else {"current", "failed", "none"}
         return self.is_terminal and self.analysis.state in done
 
+    def _repr_html_(self) -> str:
+        return notebook.experiment(self)
+
 
 class ExperimentPage(_Answer):
     data: list[ExperimentView]
     has_more: bool = False
     first_id: str | None = None
     last_id: str | None = None
+
+    def _repr_html_(self) -> str:
+        return notebook.experiments(self.data, has_more=self.has_more)
 
 
 class Event(_Answer):

@@ -39,6 +39,7 @@ from powergrad.client.models import (
     Delivery,
     Event,
     EventPage,
+    ExperimentPage,
     Health,
     Job,
     JobPage,
@@ -47,6 +48,7 @@ from powergrad.client.models import (
     WebhookSecret,
 )
 from powergrad.client.retries import Retries
+from powergrad.client.series import MetricsTable, table_of
 from powergrad.client.upload import name_of, source_of
 
 T = TypeVar("T")
@@ -153,12 +155,20 @@ class Client:
         """Let a failed job go on from its last checkpoint, with these limits raised."""
         return self.send(calls.retry(job_id, limits))
 
-    def clone(self, job_id: str, *, changes: Mapping[str, Any] | None = None, from_checkpoint: str | None = None) -> Job:
+    def clone(
+        self,
+        job_id: str,
+        *,
+        changes: Mapping[str, Any] | None = None,
+        from_checkpoint: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
         """A new job: the same spec with `changes` by dotted name, {"loss.alpha": 0.3}.
 
-        from_checkpoint: best, latest or an id of a checkpoint of the job whose weights the new one begins with.
+        from_checkpoint: best, latest or an id of a checkpoint of the job whose weights the new one begins with.  A key is made where none
+        is given, so that a repeated request never makes a second job.
         """
-        return self.send(calls.clone(job_id, changes, from_checkpoint))
+        return self.send(calls.clone(job_id, changes, from_checkpoint, idempotency_key))
 
     def update(self, job_id: str, fields: Mapping[str, Any], *, if_match: str | None = None) -> Job:
         """Change name, labels, notes, priority or retention; with `if_match`, only while the job's version is still that one."""
@@ -198,6 +208,23 @@ class Client:
     def metrics(self, job_id: str, *, names: Iterable[str] = (), points: int | None = None, after: int | None = None) -> Json:
         """Series by name, thinned to `points` keeping extremes."""
         return self.send(calls.metrics(job_id, names, points, after))
+
+    def compare(
+        self,
+        job_ids: Iterable[str] = (),
+        *,
+        name: str = "val_top1",
+        points: int = 300,
+        x: Literal["step", "epoch", "seconds"] = "step",
+        **filters: Any,
+    ) -> Json:
+        """One metric of up to 500 jobs, thinned out with its extremes kept: those of `job_ids`, or the newest that fit filters as in `list`."""
+        return self.send(calls.compare(job_ids, name=name, points=points, x=x, **filters))
+
+    def metrics_table(self, job_id: str, *, names: Iterable[str] = (), points: int | None = None) -> MetricsTable:
+        """The same as columns over `step`, ready for a data frame; None where a metric was not measured at a step."""
+        wanted = list(names)
+        return table_of(self.metrics(job_id, names=wanted, points=points), wanted)
 
     def metrics_csv(self, job_id: str, *, names: Iterable[str] = (), points: int | None = None) -> str:
         return self.send(calls.metrics_csv(job_id, names, points))
@@ -321,6 +348,10 @@ class Client:
 
     def experiment(self, experiment_id: str) -> Experiment:
         return Experiment(self, self.send(calls.experiment(experiment_id)))
+
+    def experiment_page(self, *, limit: int = 20, after: str | None = None, state: Iterable[str] = ()) -> ExperimentPage:
+        """One page of experiments, newest first."""
+        return self.send(calls.experiments(limit=limit, after=after, state=state))
 
     def experiments(self, *, state: Iterable[str] = (), page_size: int = 100) -> Iterator[Experiment]:
         """Every experiment, newest first, fetched page by page as they are asked for."""
