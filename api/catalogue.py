@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -21,6 +21,8 @@ class Names:
 
     models: tuple[str, ...]
     datasets: tuple[str, ...]
+    outputs: tuple[str, ...] | None = None
+    """What the workers can write for other tools; None before the first has started."""
 
 
 class Catalogue:
@@ -43,7 +45,7 @@ class Catalogue:
         if not isinstance(wanted, str) or wanted in BUILT_IN_DATASETS or not found.datasets:
             return found
         own = await run_in_threadpool(self._own, owner)
-        return Names(found.models, (*found.datasets, *own))
+        return replace(found, datasets=(*found.datasets, *own))
 
     def _own(self, owner: str) -> list[str]:
         with self._store.read() as tx:
@@ -51,5 +53,9 @@ class Catalogue:
 
     def _read(self) -> Names:
         with self._store.read() as tx:
-            models, datasets = (fleet.published(tx, kind) for kind in ("models", "datasets"))
-        return Names(tuple(str(entry["name"]) for entry in models), tuple(str(entry["name"]) for entry in datasets))
+            models, datasets, outputs = (_names(fleet.published(tx, kind)) for kind in ("models", "datasets", "outputs"))
+        return Names(models, datasets, outputs if models else None)
+
+
+def _names(entries: list[dict[str, Any]]) -> tuple[str, ...]:
+    return tuple(str(entry["name"]) for entry in entries)

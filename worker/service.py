@@ -26,6 +26,7 @@ from powergrad.jobs import claims, fleet, sweeps
 from powergrad.jobs.artifacts import Artifacts
 from powergrad.jobs.store import Store, is_unavailable
 from powergrad.jobs.sweeper import Sweeper
+from powergrad.sinks import tensorboard
 from worker.settings import WorkerSettings
 from worker.slots import Reach, Slots, TakenSlots, device_report, find_gpus, lock_all, plan_slots, release
 from worker.supervisor import Bench, supervise
@@ -137,11 +138,15 @@ class WorkerService:
             with self.store.write() as tx:
                 fleet.publish(tx, "models", told["models"])
                 fleet.publish(tx, "datasets", told["datasets"])
+                fleet.publish(tx, "outputs", self._outputs())
                 fleet.heartbeat(tx, self.id, devices=self._devices(), state=self._state())
         except Exception as error:
             if not is_unavailable(error):
                 raise
             log.warning("database away: the catalogue is not published")
+
+    def _outputs(self) -> list[dict[str, Any]]:
+        return [{"name": "tensorboard"}] if tensorboard.is_available() else []
 
     def _beat(self) -> None:
         while not self._stopping.wait(self.settings.heartbeat_s):

@@ -29,6 +29,7 @@ from powergrad.jobs.errors import Fenced
 from powergrad.jobs.states import End, JobState, Outcome, ReasonCode
 from powergrad.jobs.store import Store, is_unavailable
 from powergrad.protocol import boottime_s
+from powergrad.sinks.tensorboard import EventFile
 from worker import child, ends
 from worker.settings import WorkerSettings
 from worker.slots import TakenSlots
@@ -94,6 +95,8 @@ class _Supervision:
         self.said_before = 0  # messages that are stored
         self.said: protocol.Done | protocol.Failure | None = None
         self.why: ends.Why | None = None
+        run, wanted = claim.run, claim.spec.outputs.tensorboard
+        self.event_file = EventFile(run.job_id, run.attempt, claim.spec, self.run_dir) if wanted else None
         self.oom_before = ends.count_oom_kills()
         self.started_s = self.progressed_s = self.flushed_s = time.monotonic()
 
@@ -116,6 +119,9 @@ class _Supervision:
             trainer.kill()
             trainer.close()
             os.close(events_fd)
+        self._store_all(lease)
+        while not self._write_event_file(is_last=True):
+            time.sleep(RETRY_S)
         self._store_all(lease)
         end = ends.classify(self._ending(exit_code), self.log_path)
         state = self._finish(end, lease)
@@ -294,11 +300,26 @@ class _Supervision:
                 raise
             log.warning("database away: messages kept", messages=len(self.unsaid))
             return False
+        if wrote_checkpoint:
+            self._write_event_file(is_last=False)
         return True
 
     def _store_all(self, lease: _Lease) -> None:
         while self.unsaid and not self._store(lease):
             time.sleep(RETRY_S)
+
+    def _write_event_file(self, *, is_last: bool) -> bool:
+        """Of all that is stored by now, if the job asks for one; False when the database is away."""
+        if self.event_file is None:
+            return True
+        try:
+            told = self.event_file.write(self.bench.store, is_last=is_last)
+        except Exception as error:
+            if not is_unavailable(error):
+                raise
+            return False
+        self.unsaid += [] if told is None else [told]
+        return True
 
     def _free(self, pruned: list[str]) -> None:
         sweeper.free(self.bench.store, self.bench.artifacts, [f"{rows.job_dir(self.claim.run.job_id)}/{path}" for path in pruned])

@@ -76,7 +76,7 @@ async def create(
     owner = caller_of(request).owner
     body = required(await read_json(request))
     names = await parts.catalogue.names_for(body, owner)
-    spec = parse(body, models=names.models, datasets=names.datasets)
+    spec = parse(body, models=names.models, datasets=names.datasets, outputs=names.outputs)
     outbox.check_webhook(spec, allow=parts.settings.allow_list)
     if dry_run:
         return await _checked_only(parts, spec, owner)
@@ -126,7 +126,7 @@ async def clone(
     if wanted.from_checkpoint is not None:
         changed["model"] = _starting_from(f"{job_id}/{wanted.from_checkpoint}", changed["model"], wanted.set)
     try:
-        spec = parse(changed, models=names.models, datasets=names.datasets)
+        spec = parse(changed, models=names.models, datasets=names.datasets, outputs=names.outputs)
         outbox.check_webhook(spec, allow=parts.settings.allow_list)
         if dry_run:
             return await _checked_only(parts, spec, caller.owner)

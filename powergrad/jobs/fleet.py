@@ -126,7 +126,7 @@ def _alive(tx: Tx) -> Any:
 
 
 def publish(tx: Tx, kind: str, entries: Sequence[dict[str, Any]]) -> None:
-    """Store what workers can do: kind is models or datasets, each entry has a `name`."""
+    """Store what workers can do: kind is models, datasets or outputs, each entry has a `name`."""
     row = {"entries": list(entries), "updated_at": tx.now_ms}
     statement = tx.insert(catalogue).values(kind=kind, **row)
     tx.run(statement.on_conflict_do_update(index_elements=["kind"], set_=row))

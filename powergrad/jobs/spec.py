@@ -52,6 +52,11 @@ these. The schema lists them as `x-further-rules`."""
 ONLY_THESE: dict[str, Any] = {"additionalProperties": False}
 """Of a map whose keys have a pattern: pydantic's schema says what keys of the pattern hold, and lets any other pass."""
 
+HOW_TO_HAVE = {
+    "tensorboard": "no worker has the package: the operator installs it by pip install 'powergrad[tensorboard]'",
+}
+"""Of outputs that workers can do without: what to do where they cannot write one."""
+
 # where a member of a union is named in pydantic's location, and not in the JSON
 _UNIONS = frozenset(
     {
@@ -117,6 +122,11 @@ class RetentionSpec(SpecModel):
     """Seconds after its end that the job is deleted with all its files, unless a checkpoint is pinned; null is the server's own rule."""
 
 
+class OutputsSpec(SpecModel):
+    tensorboard: bool = False
+    """Write the metrics as a TensorBoard event file too, at checkpoints and at the end: one of the artifacts."""
+
+
 WebhookEvent = Literal["job.started", "job.paused", "job.succeeded", "job.failed", "job.cancelled"]
 ENDS: tuple[WebhookEvent, ...] = ("job.succeeded", "job.failed", "job.cancelled")
 
@@ -155,6 +165,8 @@ class JobSpec(TrainSpec):
     """When the job and its files go."""
     webhook: WebhookSpec | None = None
     """Whom to tell of the job's moves; null tells nobody."""
+    outputs: OutputsSpec = OutputsSpec()
+    """For which other tools the run is written down too."""
 
     @model_validator(mode="after")
     def _statistics_are_shared_by_several(self) -> Self:
@@ -180,10 +192,11 @@ def default_name(spec: JobSpec) -> str:
     return f"{data}-{spec.model.name.removeprefix('timm/')}"[: 64 - len(alpha)] + alpha
 
 
-def parse(body: Any, *, models: Collection[str] = (), datasets: Collection[str] = ()) -> JobSpec:
+def parse(body: Any, *, models: Collection[str] = (), datasets: Collection[str] = (), outputs: Collection[str] | None = None) -> JobSpec:
     """The spec in a decoded JSON body, checked against what the workers can do where that is known.
 
-    models, datasets: known names; empty means no worker has told yet, and any well-formed name passes.
+    models, datasets: known names; empty means no worker has told yet, and any well-formed name passes.  outputs: those that workers can
+    write; None means the same.
     Raises InvalidSpec with all violations, UnknownReference where the only ones are names that are not known.
     """
     spec, violations = _validated(body)
@@ -191,6 +204,9 @@ def parse(body: Any, *, models: Collection[str] = (), datasets: Collection[str] 
         name = _look_up(body, pointer)
         if known and isinstance(name, str) and _untagged(name) not in known and not any(v.pointer == pointer for v in violations):
             violations.append(Violation(pointer, "unknown_name", _did_you_mean(name, known), _presentable(name)))
+    if spec is not None and outputs is not None:
+        asked = [name for name in OutputsSpec.model_fields if getattr(spec.outputs, name)]
+        violations += [Violation(f"/outputs/{name}", "not_available", HOW_TO_HAVE[name], True) for name in asked if name not in outputs]
     if violations or spec is None:
         raise refusal(violations)
     return spec
