@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
 import torchvision  # type: ignore[import-untyped]
 from torch import Tensor, nn
+
+from powergrad.models.initial import seeded
 
 TIMM = "timm/"
 IMAGENET_SIZE = 224  # px
@@ -91,14 +92,6 @@ def own_size(name: str) -> int:
     if name.startswith(TIMM):
         return int(timm_library().models.get_pretrained_cfg(name.removeprefix(TIMM)).input_size[-1])
     return 299 if name == "inception_v3" else IMAGENET_SIZE  # arXiv 1512.00567, section 8
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """The libraries draw weights from torch's global CPU generator: lends it to them, seeded, and puts it back as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would move the generators of the GPUs too
-        yield
 
 
 def refuse_wrong_size(name: str, make: Make, *, num_classes: int, image_size: int) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from powergrad.models.catalogue import NORMED, check_name, skeleton
-from powergrad.models.libraries import TIMM, refuse_wrong_size, seeded, timm_model, torchvision_model
-from powergrad.models.norms import NORMS, Norm, initialise
+from powergrad.models.initial import drawn_by_name, initialise, seeded
+from powergrad.models.libraries import TIMM, refuse_wrong_size, timm_model, torchvision_model
+from powergrad.models.norms import NORMS, Norm
 from powergrad.models.weights import load_torchvision, pretrained_timm, refuse_unpublished
 
 
@@ -28,7 +28,8 @@ def build_model(
     image_size: S in pixels; up to 64 the stem of a ResNet is a 3x3 convolution of stride 1 without pooling, beyond it ImageNet's.
     norm: None is the network's own, batch for the ResNets; `group` has 32 groups (or the most of two channels and more that divide the
     channels); `none` has none of the layers and biases in the convolutions.  Only the ResNets have a choice.
-    generator_seed: decides every weight, in the distributions of the network's library; torch's global generators are neither read nor moved.
+    generator_seed: decides every weight, with the tensor's name and in the distribution of the network's library: tensors of equal name and
+    shape are equal in any two networks that draw them alike. torch's global generators are neither read nor moved.
     pretrained: the library's published weights, with a new classifier unless it has as many classes; the layers are the same either way.
     weights_dir: where published weights are kept, and put when they are fetched; None is each library's own folder.
     Without normalisation the logits of an untrained net grow with depth: 0.3 to 3 up to 50 layers, 1000 at 101 (measured at 16 px); those of
@@ -51,20 +52,23 @@ def build_model(
             return timm_model(name.removeprefix(TIMM), num_classes=num_classes, image_size=size)
         return torchvision_model(name, num_classes=num_classes, image_size=size)
 
-    refuse_wrong_size(name, make, num_classes=num_classes, image_size=image_size)
-    with seeded(generator_seed):
+    def finished() -> nn.Module:
         if pretrained and name.startswith(TIMM):
             bare = name.removeprefix(TIMM)
             return pretrained_timm(bare, num_classes=num_classes, image_size=image_size, weights_dir=weights_dir)
-        model = make(image_size)
-        if pretrained:
+        return make(image_size)
+
+    refuse_wrong_size(name, make, num_classes=num_classes, image_size=image_size)
+    model = drawn_by_name(finished, layout=lambda: make(image_size), seed=generator_seed)
+    if pretrained and not name.startswith(TIMM):
+        with seeded(generator_seed):
             load_torchvision(model, name, image_size=image_size, weights_dir=weights_dir)
     return model
 
 
 def _own(name: str, *, num_classes: int, image_size: int, norm: Norm, generator_seed: int) -> nn.Module:
     model = skeleton(name, num_classes=num_classes, image_size=image_size, norm=norm).to_empty(device="cpu")
-    initialise(model, torch.Generator().manual_seed(generator_seed))
+    initialise(model, seed=generator_seed)
     return model
 
 

@@ -1,4 +1,4 @@
-"""The normalisation of the residual networks, and weights that are a function of the seed alone."""
+"""The normalisation of the residual networks."""
 
 from __future__ import annotations
 
@@ -31,18 +31,3 @@ def add_biases(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             layer.bias = nn.Parameter(torch.empty(layer.out_channels, device="meta"))
-
-
-def initialise(model: nn.Module, generator: torch.Generator) -> None:
-    """Fills every parameter and buffer, in the order of the layers: He et al. 2015 (arXiv 1502.01852) for convolutions, as torchvision."""
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.BatchNorm2d | nn.GroupNorm):
-            layer.reset_parameters()  # ones, zeros and a zeroed running mean: no draw
-        elif isinstance(layer, nn.Linear):
-            bound = layer.in_features**-0.5  # nn.Linear's own initialisation
-            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)

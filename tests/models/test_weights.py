@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from powergrad.models import Loaded, PretrainedMissing, build_model, load_weights, preprocessing, weights
-from powergrad.models.libraries import seeded, timm_model, torchvision_model
+from powergrad.models.initial import seeded
+from powergrad.models.libraries import timm_model, torchvision_model
 from tests.models.networks import equal, make_model, noise, state
 
 torch.set_num_threads(1)
