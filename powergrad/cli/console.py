@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import itertools
 import json
@@ -11,7 +12,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
@@ -22,6 +23,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from powergrad.cli import completion
 
 if TYPE_CHECKING:
     from powergrad.client import ApiError, Client, Job
@@ -72,8 +75,14 @@ UrlOption = Annotated[
     str | None, typer.Option("--url", help="Address of the server.", envvar="POWERGRAD_URL", show_default="http://127.0.0.1:8642")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, an unambiguous part of one, or `last`.")]
-JobsArgument = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids, unambiguous parts of ids, or `last`.")]
+JobArgument = Annotated[
+    str,
+    typer.Argument(metavar="JOB", help="A job's id, an unambiguous part of one, or `last`.", autocompletion=completion.job_ids),
+]
+JobsArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="JOB...", help="Ids, unambiguous parts of ids, or `last`.", autocompletion=completion.job_ids),
+]
 
 
 def path(text: str) -> Path:
@@ -201,7 +210,24 @@ def find(client: Client, wanted: str) -> str:
             f"{wanted}: {len(fitting)} jobs fit: {', '.join(fitting[:5])}{more}", advice="Give more of the id.", code=Code.REFUSED
         )
     advice = "The ids: powergrad jobs --all -q. An older job: give its whole id or the beginning of it."
-    raise Problem(f"{wanted}: none of the newest {SEARCHED:,} jobs has such an id.", advice=advice, code=Code.REFUSED)
+    near = nearest(wanted, {job.id: job.name for job in client.page(limit=100).data})
+    raise Problem(f"{wanted}: none of the newest {SEARCHED:,} jobs has such an id.{near}", advice=advice, code=Code.REFUSED)
+
+
+def nearest(wanted: str, named: Mapping[str, str | None], *, kind: str = "job") -> str:
+    """ " Did you mean job_… (its name)?": ids whose name is `wanted` or close to it, else ids that are close; empty where none is.
+
+    named: id → name, newest first.
+    """
+    by_name = [one for one, name in named.items() if name == wanted]
+    if not by_name and (names := difflib.get_close_matches(wanted, [name for name in named.values() if name], n=1)):
+        by_name = [one for one, name in named.items() if name == names[0]]
+    near = by_name or difflib.get_close_matches(wanted, list(named), n=1, cutoff=0.8)
+    if not near:
+        return ""
+    beside = f" ({named[near[0]]})" if named[near[0]] else ""
+    newest = f", the newest {kind} of that name" if len(by_name) > 1 else ""
+    return f" Did you mean {near[0]}{beside}{newest}?"
 
 
 def _fitting(client: Client, wanted: str) -> list[str]:

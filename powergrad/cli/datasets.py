@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from powergrad.cli import console
+from powergrad.cli import completion, console
 from powergrad.cli.console import EXIT_CODES, Code, Finish, JsonOption, Problem, UrlOption
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ app = typer.Typer(
     epilog=EXIT_CODES,
 )
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A data set's name.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A data set's name.", autocompletion=completion.dataset_names)]
 VersionOption = Annotated[str | None, typer.Option("--version", help="This version alone (sha256:…).")]
 WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has been checked, and show what was found.")]
 
@@ -122,11 +122,14 @@ def register(
 
 
 @app.command(epilog=EXIT_CODES)
-def delete(name: NameArgument, version: VersionOption = None, url: UrlOption = None) -> None:
+def delete(name: NameArgument, version: VersionOption = None, as_json: JsonOption = False, url: UrlOption = None) -> None:
     """Delete a data set, or one version of it. A registered folder stays where it is."""
     with console.connect(url) as client:
         client.delete_dataset(name, version=version)
-    console.say(f"Deleted {escape(name)}.")
+    if as_json:
+        console.print_json({"deleted": name, "version": version})
+    else:
+        console.say(f"Deleted {escape(name)}.")
 
 
 def _settle(client: Client, found: Dataset, *, wait: bool, as_json: bool) -> None:

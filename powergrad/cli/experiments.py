@@ -13,7 +13,7 @@ import typer
 import yaml
 from rich.markup import escape
 
-from powergrad.cli import arms, console, questions, specfile
+from powergrad.cli import arms, completion, console, questions, specfile
 from powergrad.cli.console import EXIT_CODES, Code, Finish, JsonOption, Problem, UrlOption
 
 if TYPE_CHECKING:
@@ -28,8 +28,14 @@ app = typer.Typer(
     epilog=EXIT_CODES,
 )
 
-ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="An id, an unambiguous part of one, or `last`.")]
-ExperimentsArgument = Annotated[list[str], typer.Argument(metavar="EXPERIMENT...", help="Ids, unambiguous parts of ids, or `last`.")]
+ExperimentArgument = Annotated[
+    str,
+    typer.Argument(metavar="EXPERIMENT", help="An id, an unambiguous part of one, or `last`.", autocompletion=completion.experiment_ids),
+]
+ExperimentsArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="EXPERIMENT...", help="Ids, unambiguous parts of ids, or `last`.", autocompletion=completion.experiment_ids),
+]
 SeedsOption = Annotated[int | None, typer.Option("--seeds", min=1, help="Runs of each arm.")]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Watch it until the verdict is in; the exit code says how it ended.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check the question, print it and what it costs; store nothing.")]
@@ -40,7 +46,12 @@ def submit(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A question in YAML or JSON; - reads standard input.")],
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Change a field: spec.epochs=3, grid.loss.alpha=[1,0.5]. Repeatable."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Change a field: spec.epochs=3, grid.loss.alpha=[1,0.5]. Repeatable.",
+            autocompletion=completion.question_settings,
+        ),
     ] = None,
     seeds: SeedsOption = None,
     wait: WaitOption = False,
@@ -69,20 +80,43 @@ def ask(
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="A job spec in YAML or JSON, the base of every run; - reads standard input.")],
     vary: Annotated[
         list[str],
-        typer.Option("--vary", metavar="NAME=A,B,…", help="What is in question: loss.alpha=1,0.5,0.25. Of several every combination."),
+        typer.Option(
+            "--vary",
+            metavar="NAME=A,B,…",
+            help="What is in question: loss.alpha=1,0.5,0.25. Of several every combination.",
+            autocompletion=completion.settings,
+        ),
     ],
     tune: Annotated[
         list[str] | None,
-        typer.Option("--tune", metavar="NAME=A,B,…", help="Give each arm its own best of these: optimizer.lr=0.05,0.1. Repeatable."),
+        typer.Option(
+            "--tune",
+            metavar="NAME=A,B,…",
+            help="Give each arm its own best of these: optimizer.lr=0.05,0.1. Repeatable.",
+            autocompletion=completion.settings,
+        ),
     ] = None,
     seeds: SeedsOption = None,
     baseline: Annotated[
         list[str] | None,
-        typer.Option("--baseline", metavar="NAME=VALUE", help="The arm to compare with; default loss.alpha=1, else the first. Repeatable."),
+        typer.Option(
+            "--baseline",
+            metavar="NAME=VALUE",
+            help="The arm to compare with; default loss.alpha=1, else the first. Repeatable.",
+            autocompletion=completion.settings,
+        ),
     ] = None,
-    metric: Annotated[str | None, typer.Option("--metric", help="What is compared, after the last epoch.", show_default="val_top1")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            "--metric", help="What is compared, after the last epoch.", show_default="val_top1", autocompletion=completion.metric_names
+        ),
+    ] = None,
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a field of the job spec: epochs=3. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Change a field of the job spec: epochs=3. Repeatable.", autocompletion=completion.settings
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="To know it by.")] = None,
     wait: WaitOption = False,
@@ -137,7 +171,9 @@ def _begin(client: Client, question: questions.Question, idempotency_key: str | 
 
 @app.command("list", epilog=EXIT_CODES)
 def list_(
-    state: Annotated[list[str] | None, typer.Option("--state", help="Only experiments in this state. Repeatable.")] = None,
+    state: Annotated[
+        list[str] | None, typer.Option("--state", help="Only experiments in this state. Repeatable.", autocompletion=completion.states)
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most.")] = 20,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Ids only, one a line.")] = False,
     as_json: JsonOption = False,
@@ -211,7 +247,12 @@ def clone(
     experiment: ExperimentArgument,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Change the question: spec.epochs=3, grid.loss.alpha=[1,0.3]. Repeatable."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Change the question: spec.epochs=3, grid.loss.alpha=[1,0.3]. Repeatable.",
+            autocompletion=completion.question_settings,
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the new one.")] = None,
     wait: WaitOption = False,
@@ -301,6 +342,7 @@ def report(
             "--output", "-o", metavar="FILE", parser=console.path_text, help="Where to put it; a folder, or - for standard output."
         ),
     ] = None,
+    as_json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
     """Fetch the report, a figure, or a table of all runs."""
@@ -318,7 +360,10 @@ def report(
             path = found.report(chosen, output)
         except OSError as error:
             raise Problem(f"{error.filename or output}: cannot be written ({error.strerror})") from error
-    typer.echo(str(path))
+    if as_json:
+        console.print_json({"experiment": found.id, "format": chosen, "path": str(path), "bytes": path.stat().st_size})
+    else:
+        typer.echo(str(path))
 
 
 def _kind(kind: str | None, output: str | None) -> str:
@@ -352,7 +397,8 @@ def find(client: Client, wanted: str) -> str:
         return fitting[0]
     if not fitting:
         advice = "The ids: powergrad experiment list -q -n 1000"
-        raise Problem(f"{wanted}: none of the newest {SEARCHED:,} experiments has such an id.", advice=advice, code=Code.REFUSED)
+        near = console.nearest(wanted, {one.id: one.name for one in client.experiment_page(limit=100).data}, kind="experiment")
+        raise Problem(f"{wanted}: none of the newest {SEARCHED:,} experiments has such an id.{near}", advice=advice, code=Code.REFUSED)
     more = ", …" if len(fitting) > 5 else ""
     told = f"{wanted}: {len(fitting)} experiments fit: {', '.join(fitting[:5])}{more}"
     raise Problem(told, advice="Give more of the id.", code=Code.REFUSED)

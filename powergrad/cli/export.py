@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from powergrad.cli import console
-from powergrad.cli.console import Code, Problem
+from powergrad.cli.console import Code, JsonOption, Problem
 from powergrad.cli.up import default_data_dir
 from powergrad.spec import TrainSpec
 
@@ -56,6 +56,7 @@ def export(
             show_default="~/.powergrad/datasets",
         ),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Turn a checkpoint of powergrad train into a bundle, ONNX or torch.export, checked against the network itself."""
     run = _read(run_dir)
@@ -64,8 +65,11 @@ def export(
     names, rules = _described(run, (data_root or default_data_dir() / "datasets").absolute())
     found = _restored(run, chosen, classes=len(names), image_size=rules.image_size, average=average)
     facts = _facts(run, chosen, found, average=average)
-    for path in _exported(run, found, facts, names, rules, formats or [Format.BUNDLE], out or run_dir / "exports"):
-        typer.echo(str(path))
+    written = _exported(run, found, facts, names, rules, formats or [Format.BUNDLE], out or run_dir / "exports")
+    if as_json:
+        console.print_json([{"path": str(path), "bytes": path.stat().st_size} for path in written])
+    else:
+        console.lines(str(path) for path in written)
 
 
 @dataclass(frozen=True)

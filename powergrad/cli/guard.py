@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 import time
@@ -102,7 +103,11 @@ def say(text: str) -> None:
 
 
 def styled(text: str, *codes: str) -> str:
-    return f"\x1b[{';'.join(codes)}m{text}\x1b[0m" if sys.stderr.isatty() else text
+    return f"\x1b[{';'.join(codes)}m{text}\x1b[0m" if in_colour() else text
+
+
+def in_colour() -> bool:
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def title(name: str) -> None:

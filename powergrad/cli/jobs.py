@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from powergrad.cli import console
+from powergrad.cli import completion, console
 from powergrad.cli.console import Code, Finish, JobArgument, JobsArgument, JsonOption, Problem, UrlOption
 
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ def init(
 def submit(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A job spec in YAML or JSON; - reads standard input.")],
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a field: loss.alpha=0.3. Repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Change a field: loss.alpha=0.3. Repeatable.", autocompletion=completion.settings),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Watch the job until it ends; the exit code says how.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the spec and print it with every default; store nothing.")] = False,
@@ -142,10 +143,15 @@ def submit(
 
 
 def jobs(
-    state: Annotated[list[str] | None, typer.Option("--state", help="Only jobs in this state. Repeatable.")] = None,
+    state: Annotated[
+        list[str] | None, typer.Option("--state", help="Only jobs in this state. Repeatable.", autocompletion=completion.states)
+    ] = None,
     label: Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Only jobs with this label. Repeatable.")] = None,
     search: Annotated[str | None, typer.Option("--search", metavar="TEXT", help="Only jobs whose name fits.")] = None,
-    sort: Annotated[str | None, typer.Option("--sort", metavar="FIELD", help="Such as -metrics.val_top1: the best first.")] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option("--sort", metavar="FIELD", help="Such as -metrics.val_top1: the best first.", autocompletion=completion.sort_keys),
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most.")] = 20,
     everything: Annotated[bool, typer.Option("--all", help="All of them, whatever --limit says.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Ids only, one a line.")] = False,
@@ -184,7 +190,14 @@ def show(job: JobArgument, as_json: JsonOption = False, url: UrlOption = None) -
 def watch(
     job_ids: JobsArgument,
     metric: Annotated[
-        list[str] | None, typer.Option("--metric", "-m", help="Plot this one. Repeatable.", show_default="val_top1 and train_loss")
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            "-m",
+            help="Plot this one. Repeatable.",
+            show_default="val_top1 and train_loss",
+            autocompletion=completion.metric_names,
+        ),
     ] = None,
     plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw curves below the table; on a terminal only.")] = True,
     as_json: JsonOption = False,
@@ -223,7 +236,8 @@ def delete(
         list[str] | None, typer.Argument(metavar="[JOB...]", help="Ids, unambiguous parts of ids, or `last`; or give options.")
     ] = None,
     state: Annotated[
-        list[str] | None, typer.Option("--state", help="Jobs that ended so: succeeded, failed, cancelled. Repeatable.")
+        list[str] | None,
+        typer.Option("--state", help="Jobs that ended so: succeeded, failed, cancelled. Repeatable.", autocompletion=completion.states),
     ] = None,
     label: Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Jobs with this label. Repeatable.")] = None,
     older_than: Annotated[str | None, typer.Option("--older-than", metavar="30d", help="Jobs submitted so long ago: 12h, 30d, 8w.")] = None,
@@ -427,8 +441,12 @@ def _summary(spec: dict[str, Any]) -> str:
     loss, optimizer = spec.get("loss") or {}, spec.get("optimizer") or {}
     return (
         f"{model.get('name', 'resnet18')} on {data.get('dataset', '?')}, alpha {loss.get('alpha', 1.0):g}, "
-        f"{optimizer.get('name', 'sgd')} lr {optimizer.get('lr', 0.1):g}, {spec.get('epochs', '?')} epochs"
+        f"{optimizer.get('name', 'sgd')} lr {optimizer.get('lr', 0.1):g}, {_so_many_epochs(spec.get('epochs'))}"
     )
+
+
+def _so_many_epochs(count: Any) -> str:
+    return f"{count or '?'} epoch{'' if count == 1 else 's'}"
 
 
 def _metrics_table(job: Job) -> Table:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from powergrad import __version__
-from powergrad.cli import console, datasets, demo, doctor, experiments, export, jobs, keys, results, server, train, up, webhooks
+from powergrad.cli import compare, console, datasets, demo, doctor, experiments, export, jobs, keys, results, server, train, up, webhooks
 from powergrad.cli.console import EXIT_CODES, Code, Finish, Problem
 
 CLICK_USAGE = 2
@@ -39,7 +39,16 @@ def root(version: Annotated[bool, typer.Option("--version", callback=_version, i
 for panel, commands in {
     "Server": (up.up, demo.demo, doctor.doctor, keys.quota, server.workers, server.models, server.presets),
     "Jobs": (jobs.init, jobs.submit, jobs.jobs, jobs.show, jobs.watch, jobs.cancel, jobs.pause, jobs.resume, jobs.retry, jobs.delete),
-    "Results": (results.logs, results.metrics, results.artifacts, results.pull, results.pin, results.unpin, results.predict),
+    "Results": (
+        results.logs,
+        results.metrics,
+        compare.compare,
+        results.artifacts,
+        results.pull,
+        results.pin,
+        results.unpin,
+        results.predict,
+    ),
     "Without a server": (train.train, export.export),
 }.items():
     for command in commands:

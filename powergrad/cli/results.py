@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from powergrad.cli import console
+from powergrad.cli import completion, console
 from powergrad.cli.console import Code, Finish, JobArgument, JsonOption, Problem, UrlOption
 
 if TYPE_CHECKING:
@@ -42,7 +42,10 @@ def logs(
 
 def metrics(
     job: JobArgument,
-    name: Annotated[list[str] | None, typer.Option("--name", help="Only this metric, such as val_top1. Repeatable.")] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="Only this metric, such as val_top1. Repeatable.", autocompletion=completion.metric_names),
+    ] = None,
     points: Annotated[int | None, typer.Option("--points", min=4, help="At most about so many points a series, extremes kept.")] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: JsonOption = False,
@@ -146,7 +149,10 @@ def pull(
     job: JobArgument,
     checkpoint: CheckpointOption = "best",
     artifact: Annotated[
-        str | None, typer.Option("--artifact", "-a", help="This artifact instead; `powergrad artifacts` lists them.")
+        str | None,
+        typer.Option(
+            "--artifact", "-a", help="This artifact instead; `powergrad artifacts` lists them.", autocompletion=completion.artifact_names
+        ),
     ] = None,
     output: Annotated[
         str | None,

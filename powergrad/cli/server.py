@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from powergrad.cli import console
+from powergrad.cli import completion, console
 from powergrad.cli.console import JsonOption, UrlOption
 
 
@@ -36,7 +36,10 @@ def models(as_json: JsonOption = False, url: UrlOption = None) -> None:
 
 def presets(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Print this one's spec, as JSON that `powergrad submit -` takes.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="Print this one's spec, as JSON that `powergrad submit -` takes.", autocompletion=completion.preset_names
+        ),
     ] = None,
     as_json: JsonOption = False,
     url: UrlOption = None,
