@@ -17,6 +17,7 @@ from torch import nn
 
 from powergrad import durable, results
 from powergrad.card import Facts, Point, model_card
+from powergrad.data.errors import DataError
 from powergrad.engine import Emit, Run, best_models
 from powergrad.export import ExportError, Preprocessing, environment, export
 from powergrad.progress import Progress
@@ -48,7 +49,7 @@ def _finish(run: Run, progress: Progress, plan: Plan, *, emit: Emit) -> None:
     model, _ = best_models(run, progress.best, emit=emit)
     found = _analysed(run, model, emit=emit)
     if found is not None:
-        _announce(run, results.write(found, _folder(run)), emit=emit)
+        _announce(run, results.write(found, _folder(run), _gallery(run, found, emit=emit)), emit=emit)
     if (history := _history(run, emit=emit)) is not None:
         _announce(run, [*_layers(run, history), *_pictures(run, progress, history)], emit=emit)
     facts = _facts(run, progress, plan, found)
@@ -66,6 +67,14 @@ def _analysed(run: Run, model: nn.Module, *, emit: Emit) -> results.Results | No
     except ValueError as error:
         emit(Note(detail=f"no tables of results: {error}"))
         return None
+
+
+def _gallery(run: Run, found: results.Results, *, emit: Emit) -> results.Gallery:
+    try:
+        return results.gallery(found.worst, run.data.val)
+    except DataError as error:  # a file that has gone since it was read
+        emit(Note(detail=f"mistakes without images: {error}"))
+        return results.Gallery({})
 
 
 def _history(run: Run, *, emit: Emit) -> History | None:

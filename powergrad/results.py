@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from powergrad import durable
+from powergrad.data.images import Split
 from powergrad.evaluate import calibration_error
 from powergrad.spreadsheets import spreadsheet_safe
+from powergrad.thumbnails import SIDE, sheet
 
 WORST = 100
 """Mistakes that are listed."""
+SHOWN, COLUMNS = 24, 6
+"""Of these, how many are shown as images, and how many in a row."""
+SPRITE = "mistakes.png"
 DENSE_CLASSES = 200
 """Up to so many classes confusion.json holds the whole matrix."""
 
@@ -94,14 +99,39 @@ def analyse(
     )
 
 
-def write(results: Results, out_dir: Path) -> list[Path]:
-    """The paths of confusion.json, per_class.csv and mistakes.json, each written whole. Raises OSError."""
-    mistakes = {"class_names": results.class_names, "mistakes": [vars(mistake) for mistake in results.worst]}
-    return [
-        durable.write(out_dir / "confusion.json", _json(_confusion_entries(results))),
-        durable.write(out_dir / "per_class.csv", _per_class_csv(results).encode(errors="backslashreplace")),
-        durable.write(out_dir / "mistakes.json", _json(mistakes)),
-    ]
+@dataclass(frozen=True)
+class Gallery:
+    """What the worst mistakes look like. sprite: a PNG of the first `count` of them, row by row."""
+
+    names: Mapping[int, str]
+    """Of their files, by their places in the split."""
+    sprite: bytes | None = None
+    count: int = 0
+
+
+def gallery(worst: Sequence[Mistake], split: Split) -> Gallery:
+    """The first of the mistakes as tiles.  split: the one that was analysed.  Raises DataUnreadable."""
+    shown = [mistake.index for mistake in worst[:SHOWN]]
+    names = split.names([mistake.index for mistake in worst])
+    if not shown:
+        return Gallery(names)
+    tiles = split.originals(shown, SIDE)
+    rows = [tiles[at : at + COLUMNS] for at in range(0, len(tiles), COLUMNS)]
+    return Gallery(names, sheet(rows, columns=COLUMNS), len(shown))
+
+
+def write(results: Results, out_dir: Path, gallery: Gallery) -> list[Path]:
+    """The paths of confusion.json, per_class.csv, mistakes.png (where there are any) and mistakes.json, each written whole. Raises OSError."""
+    sprite = None if gallery.sprite is None else {"file": SPRITE, "tile": SIDE, "columns": COLUMNS, "count": gallery.count}
+    listed = [{**vars(mistake), "path": gallery.names.get(mistake.index)} for mistake in results.worst]
+    mistakes = {"class_names": results.class_names, "mistakes": listed, "sprite": sprite}
+    contents = {
+        "confusion.json": _json(_confusion_entries(results)),
+        "per_class.csv": _per_class_csv(results).encode(errors="backslashreplace"),
+        SPRITE: gallery.sprite,
+        "mistakes.json": _json(mistakes),  # after the picture that it names
+    }
+    return [durable.write(out_dir / name, content) for name, content in contents.items() if content is not None]
 
 
 def _answers(

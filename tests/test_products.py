@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from powergrad import checkpoint, trainer
 from powergrad.data import Data, open_data
+from powergrad.data.decode import decode
 from powergrad.models import build_model
-from powergrad.protocol import ArtifactWritten, CheckpointWritten, Done, Evaluation, Message, Note, ResumePoint, Step, TrainerConfig
+from powergrad.protocol import ArtifactWritten, CheckpointWritten, Done, Evaluation, Message, Note, Phase, ResumePoint, Step, TrainerConfig
 from powergrad.spec import TrainSpec
 from powergrad.telemetry import read_history
 from tests.data.folders import class_folder
@@ -25,7 +28,7 @@ from tests.training import CPU, NEVER, StopAfter
 NAMES = tuple("abcdefghij")
 CHARTS = ["training", "logits", "logit-norm", "gradients", "filters"]
 PICTURES = {f"{chart}.{kind}" for chart in CHARTS for kind in ("svg", "png")}
-START, TABLES = ["labels.json", "preprocessing.json"], ["confusion.json", "per_class.csv", "mistakes.json"]
+START, TABLES = ["labels.json", "preprocessing.json"], ["confusion.json", "per_class.csv", "mistakes.png", "mistakes.json"]
 SPEC: dict[str, Any] = {
     "data": {"dataset": "class_folder", "path": "pets", "image_size": 16, "batch_size": 20},
     "epochs": 4,
@@ -104,8 +107,8 @@ def small(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
 
 def test_all_is_made_and_nothing_is_made_twice(told: Told) -> None:
     names = [artifact.name for artifact in told.artifacts]
-    assert names[:5] == START + TABLES
-    assert set(names[5:-2]) == PICTURES | {"telemetry.json"}
+    assert names[:6] == START + TABLES
+    assert set(names[6:-2]) == PICTURES | {"telemetry.json"}
     assert names[-2:] == ["MODEL_CARD.md", "model.onnx"]
     assert len(names) == len(set(names))
     assert told.notes == []
@@ -167,6 +170,38 @@ def test_the_tables_are_of_the_best_weights_on_the_validation_split(told: Told, 
     rows = list(csv.DictReader(told.file("per_class.csv").read_text().splitlines()))
     assert [int(row["support"]) for row in rows] == [3] * 10
     assert [float(row["recall"]) for row in rows] == pytest.approx([confusion[i, i] / 3 for i in range(10)], abs=1e-4)
+
+
+def test_the_worst_mistakes_name_their_files_and_are_shown(told: Told, pets: Path) -> None:
+    listed = json.loads(told.file("mistakes.json").read_text())
+    _, labels = validation(told, pets)
+    for mistake in listed["mistakes"]:
+        assert mistake["truth"] == labels[mistake["index"]] != mistake["prediction"]
+        assert (pets / "pets" / "val" / mistake["path"]).parent.name == NAMES[mistake["truth"]]
+    first = decode(pets / "pets" / "val" / listed["mistakes"][0]["path"], 64)
+    with Image.open(told.file("mistakes.png")) as sheet:
+        assert np.array_equal(np.asarray(sheet)[:64, :64], first.transpose(1, 2, 0))
+    assert listed["sprite"]["count"] == min(24, len(listed["mistakes"]))
+
+
+def test_an_image_that_has_gone_costs_the_pictures_of_mistakes_only(pets: Path, tmp_path: Path) -> None:
+    shutil.copytree(pets, tmp_path / "data")
+    files = list((tmp_path / "data" / "pets" / "val").glob("*/*.png"))
+    messages: list[Message] = []
+
+    def emit(message: Message) -> None:
+        if message == Phase(name="exporting"):
+            for file in files:
+                file.unlink()
+        messages.append(message)
+
+    config = {"run_id": "run", "attempt": 1, "run_dir": str(tmp_path / "run"), "data_root": str(tmp_path / "data"), "cpu_threads": 1}
+    trainer.run(TrainerConfig.model_validate({**config, "spec": SPEC | SMALL}), emit=emit, orders=StopAfter(NEVER))
+    told = Told(tmp_path / "run", messages)
+    (note,) = told.notes
+    assert note.startswith("mistakes without images: ")
+    assert json.loads(told.file("mistakes.json").read_text())["sprite"] is None
+    assert messages[-1] == Done(outcome="succeeded")
 
 
 def test_the_exported_network_is_that_of_the_best_checkpoint(told: Told, pets: Path) -> None:

@@ -6,14 +6,21 @@ import csv
 import json
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassCalibrationError
 
 from powergrad import results
-from powergrad.results import Results, analyse
+from powergrad.data.decode import decode
+from powergrad.data.folders import class_folders
+from powergrad.data.images import Pixels, ResidentImages, Split
+from powergrad.results import Gallery, Mistake, Results, analyse, gallery
+from tests.data.folders import class_folder
 
 CPU = torch.device("cpu")
 NO_AUTOCAST = torch.autocast("cpu", dtype=torch.bfloat16, enabled=False)
@@ -105,19 +112,20 @@ def test_a_diverged_network_is_refused() -> None:
 
 def test_few_classes_are_written_as_the_whole_matrix(tmp_path: Path) -> None:
     found = analysed(answers(200, 4), 4)
-    paths = results.write(found, tmp_path / "new")
+    paths = results.write(found, tmp_path / "new", Gallery({}))
     assert [path.name for path in paths] == ["confusion.json", "per_class.csv", "mistakes.json"]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(path.name for path in paths), "nothing unfinished is left"
     written = json.loads(paths[0].read_text())
     assert written["matrix"] == found.confusion.to_dense().tolist()
-    mistakes = json.loads(paths[2].read_text())["mistakes"]
-    assert [mistake["index"] for mistake in mistakes] == [mistake.index for mistake in found.worst]
+    mistakes = json.loads(paths[2].read_text())
+    assert [mistake["index"] for mistake in mistakes["mistakes"]] == [mistake.index for mistake in found.worst]
+    assert mistakes["sprite"] is None
 
 
 def test_many_classes_are_written_as_their_mistakes(tmp_path: Path) -> None:
     classes = results.DENSE_CLASSES + 1
     found = analysed(answers(1000, classes), classes)
-    written = json.loads(results.write(found, tmp_path)[0].read_text())
+    written = json.loads(results.write(found, tmp_path, Gallery({}))[0].read_text())
     dense = torch.diag(torch.tensor(written["correct"]))
     for truth, prediction, count in written["mistakes"]:
         assert truth != prediction
@@ -130,7 +138,7 @@ def test_many_classes_are_written_as_their_mistakes(tmp_path: Path) -> None:
 def test_class_names_are_no_formulas_in_a_spreadsheet(tmp_path: Path) -> None:
     names = ("=1+1", "+x", "-x", "@x", 'a "b", c')
     found = analyse(nn.Identity(), answers(100, 5), class_names=names, device=CPU, autocast=NO_AUTOCAST)
-    rows = list(csv.DictReader((results.write(found, tmp_path)[1]).read_text().splitlines()))
+    rows = list(csv.DictReader(results.write(found, tmp_path, Gallery({}))[1].read_text().splitlines()))
     assert [row["class"] for row in rows] == ["'=1+1", "'+x", "'-x", "'@x", 'a "b", c']
     assert [int(row["support"]) for row in rows] == found.support.tolist()
     assert float(rows[0]["recall"]) == pytest.approx(float(found.recall[0]), abs=1e-6)
@@ -138,7 +146,7 @@ def test_class_names_are_no_formulas_in_a_spreadsheet(tmp_path: Path) -> None:
 
 def test_an_undefined_score_is_an_empty_cell(tmp_path: Path) -> None:
     found = analysed([(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))], 2)
-    rows = list(csv.DictReader((results.write(found, tmp_path)[1]).read_text().splitlines()))
+    rows = list(csv.DictReader(results.write(found, tmp_path, Gallery({}))[1].read_text().splitlines()))
     assert (rows[1]["precision"], rows[1]["recall"], rows[1]["support"]) == ("", "", "0")
 
 
@@ -155,5 +163,57 @@ def test_ten_thousand_classes_fit_in_little_memory(tmp_path: Path) -> None:
     batches = answers(128, classes)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: proc(5)
     before = peak_mib()
-    results.write(analysed(batches, classes), tmp_path)
+    results.write(analysed(batches, classes), tmp_path, Gallery({}))
     assert peak_mib() - before < 200
+
+
+def tiles_of(sprite: Path, count: int) -> list[NDArray[np.uint8]]:
+    """(64, 64, 3) each, read by another hand than wrote them."""
+    picture = plt.imread(sprite)[..., :3]
+    cells = [
+        picture[64 * row : 64 * row + 64, 64 * column : 64 * column + 64] for row in range(picture.shape[0] // 64) for column in range(6)
+    ]
+    return [(255 * cell).round().astype(np.uint8) for cell in cells[:count]]
+
+
+def test_the_worst_mistakes_are_shown_as_tiles_in_their_order(tmp_path: Path) -> None:
+    pixels = torch.randint(0, 256, (500, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    batches = answers(500, 7)
+    found = analysed(batches, 7)
+    split = Split(ResidentImages(pixels), joined(batches)[1])
+    paths = {path.name: path for path in results.write(found, tmp_path, gallery(found.worst, split))}
+    assert list(paths) == ["confusion.json", "per_class.csv", "mistakes.png", "mistakes.json"]
+    written = json.loads(paths["mistakes.json"].read_text())
+    assert written["sprite"] == {"file": "mistakes.png", "tile": 64, "columns": 6, "count": 24}
+    assert len(written["mistakes"]) > 24
+    for mistake, shown in zip(written["mistakes"], tiles_of(paths["mistakes.png"], 24), strict=False):
+        assert mistake["path"] is None
+        expected = pixels[mistake["index"]].permute(1, 2, 0).numpy().repeat(4, axis=0).repeat(4, axis=1)
+        assert np.array_equal(shown, expected)
+
+
+def test_fewer_mistakes_make_a_smaller_sheet(tmp_path: Path) -> None:
+    pixels = torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    found = analysed(answers(20, 7), 7, worst=3)
+    results.write(found, tmp_path, gallery(found.worst, Split(ResidentImages(pixels), joined(answers(20, 7))[1])))
+    assert json.loads((tmp_path / "mistakes.json").read_text())["sprite"]["count"] == 3
+    assert plt.imread(tmp_path / "mistakes.png").shape[:2] == (64, 6 * 64)
+
+
+def test_images_that_lie_in_files_are_named_and_shown_as_they_are_there(tmp_path: Path) -> None:
+    parts = class_folders(".", data_root=class_folder(tmp_path / "set"))
+    assert not isinstance(parts.train, Pixels)
+    small = ResidentImages(torch.zeros(len(parts.train), 3, 8, 8, dtype=torch.uint8))
+    split = Split(small, parts.train.labels, files=parts.train)
+    worst = [Mistake(index, truth=0, prediction=1, probability=0.9) for index in (9, 2)]
+    made = gallery(worst, split)
+    assert made.names == {2: "ant/002.png", 9: "bee/001.png"}
+    assert made.sprite is not None
+    (tmp_path / "mistakes.png").write_bytes(made.sprite)
+    for tile, name in zip(tiles_of(tmp_path / "mistakes.png", 2), ("bee/001.png", "ant/002.png"), strict=True):
+        assert np.array_equal(tile, decode(tmp_path / "set" / name, 64).transpose(1, 2, 0))
+
+
+def test_without_mistakes_there_is_nothing_to_show() -> None:
+    split = Split(ResidentImages(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)), torch.zeros(2, dtype=torch.int64))
+    assert gallery([], split) == Gallery({})

@@ -89,9 +89,9 @@ def test_a_run_tells_its_story_in_order(tmp_path: Path) -> None:
     kinds = [f"{m.type}:{m.name}" if isinstance(m, Phase) else m.type for m in messages]
     epoch = ["step"] * 4 + ["phase:evaluating", "evaluation", "phase:checkpointing", "checkpoint"]
     start = ["phase:starting", "phase:loading_data", "phase:building_model", "plan", "artifact", "artifact", "phase:training"]
-    end = ["phase:exporting", *["artifact"] * 4, "phase:finished", "done"]
+    end = ["phase:exporting", *["artifact"] * 5, "phase:finished", "done"]
     assert kinds == [*start, *epoch, *epoch, *end]
-    names = ["labels.json", "preprocessing.json", "confusion.json", "per_class.csv", "mistakes.json", "MODEL_CARD.md"]
+    names = ["labels.json", "preprocessing.json", "confusion.json", "per_class.csv", "mistakes.png", "mistakes.json", "MODEL_CARD.md"]
     assert [artifact.name for artifact in of(ArtifactWritten, messages)] == names
     plan = of(Plan, messages)[0]
     assert (plan.steps, plan.steps_per_epoch, plan.train_images, plan.val_images, plan.classes) == (8, 4, 18, 6, 3)

@@ -221,7 +221,7 @@ def _opened(part: Pixels | Encoded, *, size: int, workers: int, resident: bool, 
     if isinstance(part, Pixels):
         return Split(ResidentImages(part.pixels.to(device)), part.labels.to(device))
     files = FileImages(part, size=size, workers=workers, device=device)
-    return Split(made_resident(files, beat) if resident else files, part.labels.to(device), part.order)
+    return Split(made_resident(files, beat) if resident else files, part.labels.to(device), part.order, part)
 
 
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:

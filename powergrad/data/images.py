@@ -69,9 +69,22 @@ class Split:
     """(N,) int64, on the device."""
     order: Order = epoch_order
     """In which order an epoch goes through them."""
+    files: Encoded | None = None
+    """Where they come from; None where they never were files of their own."""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def names(self, index: Sequence[int]) -> dict[int, str]:
+        """What the images at `index` are called, by their places; none where they never were files."""
+        wanted = set(index)
+        return {} if self.files is None else {place: name for place, name in enumerate(self.files.names()) if place in wanted}
+
+    def originals(self, index: Sequence[int], size: int) -> NDArray[np.uint8]:
+        """(n, C, S, S), S being `size` where there are files to decode again, else the images' own.  Raises DataUnreadable."""
+        places = torch.tensor(index, dtype=torch.int64, device=self.labels.device)
+        images = self.images if self.files is None else FileImages(self.files, size, workers=0, device=torch.device("cpu"))
+        return torch.cat(list(images.batches(places, 64))).cpu().numpy()
 
 
 @dataclass(frozen=True)
