@@ -1,0 +1,45 @@
+"""What users name is text, wherever it is shown."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from powergrad.client import Client
+from tests.browser.conftest import shoot
+from tests.cli.conftest import TRAINED_S, tiny
+
+PAYLOADS = (
+    "<img src=/icon.svg onload=window.broken=1>",
+    "<script>window.broken=1</script>",
+    '"><svg onload=window.broken=1>',
+    "{@html 'x'}<b onmouseover=window.broken=1>bold</b>",
+)
+
+
+@pytest.fixture
+def hostile(client: Client) -> str:
+    """A job that ended whose every free text is markup; its id."""
+    labels = {"team": PAYLOADS[0]}
+    job = client.submit(tiny(name=PAYLOADS[1], labels=labels))
+    client.update(job.id, {"notes": PAYLOADS[2]})
+    return client.wait(job.id, TRAINED_S).id
+
+
+def test_markup_in_names_is_shown_and_not_run(page: Page, client: Client, hostile: str) -> None:
+    for path in ("/jobs", f"/jobs/{hostile}", f"/compare?job={hostile}", f"/new?from={hostile}", "/jobs?group=label.team"):
+        page.goto(path)
+        expect(page.get_by_role("heading", level=1)).to_be_visible()
+        page.wait_for_load_state("networkidle") if path != f"/jobs/{hostile}" else page.locator("figure canvas").first.wait_for()
+        assert page.evaluate("window.broken") is None, path
+        assert page.locator("main b, main script").count() == 0, path
+    page.goto(f"/jobs/{hostile}")
+    expect(page.get_by_role("heading", level=1)).to_have_text(PAYLOADS[1])
+    shoot(page, "hostile")
+
+
+@pytest.mark.parametrize("query", ["q=<script>window.broken=1</script>", 'sort="><img src=x onerror=window.broken=1>', "state=nothing"])
+def test_a_hostile_address_runs_nothing(page: Page, query: str) -> None:
+    page.goto(f"/jobs?{query}")
+    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    assert page.evaluate("window.broken") is None
