@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -21,39 +18,35 @@ Offer = tuple[str, str]
 
 
 def job_ids(ctx: typer.Context, incomplete: str) -> list[Offer]:
-    with _asked(ctx) as client:
-        found = [(job.id, f"{job.name or ''} {job.state}".strip()) for job in client.page(limit=OFFERED).data]
-        return _fitting([("last", "the newest job"), *found], incomplete)
-    return []
+    found = _ask(ctx, lambda client: ((job.id, f"{job.name or ''} {job.state}".strip()) for job in client.page(limit=OFFERED).data))
+    return _fitting([("last", "the newest job"), *found], incomplete)
 
 
 def experiment_ids(ctx: typer.Context, incomplete: str) -> list[Offer]:
-    with _asked(ctx) as client:
-        found = [(view.id, f"{view.name or ''} {view.state}".strip()) for view in client.experiment_page(limit=OFFERED).data]
-        return _fitting([("last", "the newest experiment"), *found], incomplete)
-    return []
+    def newest(client: Client) -> Iterator[Offer]:
+        return ((view.id, f"{view.name or ''} {view.state}".strip()) for view in client.experiment_page(limit=OFFERED).data)
+
+    return _fitting([("last", "the newest experiment"), *_ask(ctx, newest)], incomplete)
 
 
 def dataset_names(ctx: typer.Context, incomplete: str) -> list[Offer]:
-    with _asked(ctx) as client:
-        return _fitting([(str(one["name"]), str(one.get("state") or "built in")) for one in client.datasets()], incomplete)
-    return []
+    found = _ask(ctx, lambda client: ((str(one["name"]), str(one.get("state") or "built in")) for one in client.datasets()))
+    return _fitting(found, incomplete)
 
 
 def preset_names(ctx: typer.Context, incomplete: str) -> list[Offer]:
-    with _asked(ctx) as client:
-        return _fitting([(str(one["name"]), str(one["title"])) for one in client.presets()], incomplete)
-    return []
+    return _fitting(_ask(ctx, lambda client: ((str(one["name"]), str(one["title"])) for one in client.presets())), incomplete)
 
 
 def metric_names(ctx: typer.Context, incomplete: str) -> list[Offer]:
     """Those of the newest jobs."""
-    return _fitting([(name, "") for name in _metrics(ctx)], incomplete)
+    return _fitting(_ask(ctx, _metrics), incomplete)
 
 
 def sort_keys(ctx: typer.Context, incomplete: str) -> list[Offer]:
     """A best metric of the newest jobs, the least or the greatest first."""
-    keys = [(f"{sign}metrics.{name}", told) for name in _metrics(ctx) for sign, told in (("-", "greatest first"), ("", "least first"))]
+    names = [name for name, _ in _ask(ctx, _metrics)]
+    keys = [(f"{sign}metrics.{name}", told) for name in names for sign, told in (("-", "greatest first"), ("", "least first"))]
     return _fitting([("-created_at", "newest first"), *keys], incomplete)
 
 
@@ -62,10 +55,11 @@ def artifact_names(ctx: typer.Context, incomplete: str) -> list[Offer]:
     from powergrad.cli import console
 
     job = ctx.params.get("job")
-    with _asked(ctx) as client:
-        if job:
-            return _fitting([(one.name, one.media_type) for one in client.artifacts(console.find(client, job))], incomplete)
-    return []
+    if not job:
+        return []
+    return _fitting(
+        _ask(ctx, lambda client: ((one.name, one.media_type) for one in client.artifacts(console.find(client, job)))), incomplete
+    )
 
 
 def states(incomplete: str) -> list[Offer]:
@@ -87,11 +81,9 @@ def question_settings(incomplete: str) -> list[Offer]:
     return _fitting([*own, *based, *((f"grid.{name}=", "values to compare") for name, _ in fields)], incomplete)
 
 
-def _metrics(ctx: typer.Context) -> list[str]:
-    with _asked(ctx) as client:
-        page = client.page(limit=10).data
-        return sorted(set(itertools.chain.from_iterable(job.metrics.latest.keys() | job.metrics.best.keys() for job in page)))
-    return []
+def _metrics(client: Client) -> list[Offer]:
+    page = client.page(limit=10).data
+    return [(name, "") for name in sorted({name for job in page for name in job.metrics.latest.keys() | job.metrics.best.keys()})]
 
 
 def _fitting(offers: Iterable[Offer], incomplete: str) -> list[Offer]:
@@ -112,7 +104,7 @@ def _leaves(schema: dict[str, Any], definitions: dict[str, Any], above: str) -> 
         inner = list(_sections(field, definitions))
         for section in inner:
             yield from _leaves(section, definitions, f"{above}{name}.")
-        if not inner or any("type" in one and one["type"] != "object" for one in field.get("anyOf", ())):
+        if not inner or any(one.get("type", "object") != "object" for one in (*field.get("anyOf", ()), *field.get("oneOf", ()))):
             yield f"{above}{name}", _choices(field)
 
 
@@ -131,14 +123,13 @@ def _choices(field: dict[str, Any]) -> str:
     return str(field.get("description", ""))[:60]
 
 
-@contextmanager
-def _asked(ctx: typer.Context) -> Iterator[Client]:
-    """The server that the command line so far names; whatever goes wrong ends the block."""
+def _ask(ctx: typer.Context, question: Callable[[Client], Iterable[Offer]]) -> list[Offer]:
+    """What the server that the command line so far names answers; nothing, whatever goes wrong."""
     from powergrad.cli.console import Problem
     from powergrad.client import Client, ClientError
 
-    with (
-        contextlib.suppress(ClientError, Problem, ValueError, KeyError),
-        Client(ctx.params.get("url"), timeout_s=PATIENCE_S, retries=0) as client,
-    ):
-        yield client
+    try:
+        with Client(ctx.params.get("url"), timeout_s=PATIENCE_S, retries=0) as client:
+            return list(question(client))
+    except (ClientError, Problem, ValueError, KeyError):
+        return []
