@@ -9,7 +9,7 @@ export type Stop = () => void;
 
 const EVENT_TYPES = [
   "created", "state", "claimed", "plan", "phase", "metrics", "evaluation", "checkpoint", "checkpoint_failed", "checkpoint_skipped",
-  "resumed", "rolled_back", "note", "artifact", "updated", "end",
+  "resumed", "rolled_back", "note", "artifact", "attempt_ended", "end",
 ] as const;
 const LONGEST_PAUSE_MS = 10_000;
 
@@ -52,6 +52,8 @@ export function followJob(jobId: string, after: number, onEvents: (events: JobEv
     // a hidden page gets no frames
     frame ||= document.hidden ? window.setTimeout(flush, 200) : requestAnimationFrame(flush);
   };
+  // another job's end may stand there
+  line.badge = "reconnecting";
   const open = () => {
     source = new EventSource(`/v1/jobs/${jobId}/events?after=${seen}`);
     for (const type of EVENT_TYPES) source.addEventListener(type, receive as EventListener);
