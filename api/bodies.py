@@ -58,7 +58,7 @@ def checked(model: type[M], body: Any) -> M:
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        raise InvalidSpec(violations_of(error)) from None
+        raise InvalidSpec(violations_of(error, model)) from None
 
 
 async def read_bytes(request: Request, limit: int) -> bytes:

@@ -103,7 +103,7 @@ class ApiSettings(BaseSettings):
 def wrong_variables(error: ValidationError) -> list[str]:
     """What is wrong with the environment, a line for each variable: `POWERGRAD_SWEEP_S=abc: must be a valid number`."""
     lines = []
-    for violation in violations_of(error):
+    for violation in violations_of(error, ApiSettings):
         name = violation.pointer.removeprefix("/")
         variable = name if name.isupper() else PREFIX + name.upper()
         shown = "" if variable in SECRETS else f"={violation.value}"

@@ -132,7 +132,7 @@ def by_name(*known: str) -> Discriminator:
     """Choose a union's member by `name`, taking the first of the known ones where it is absent: `{"lr": 0.05}` is an SGD optimizer."""
     return Discriminator(
         _tag_reader(known[0]),
-        custom_error_type="unknown_name",
+        custom_error_type="unknown_value",
         custom_error_message="must be one of: " + ", ".join(known),
         custom_error_context={"tag": "name"},
     )

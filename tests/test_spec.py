@@ -197,8 +197,8 @@ def test_every_number_of_the_spec_has_its_bounds_tested() -> None:
         ({"data": 5}, [("/data", "wrong_type")]),
         ({"data": {}}, [("/data/dataset", "missing")]),
         ({**DIGITS, "optimizer": 5}, [("/optimizer", "wrong_type")]),
-        ({**DIGITS, "optimizer": {"name": "sdg"}}, [("/optimizer/name", "unknown_name")]),
-        ({**DIGITS, "optimizer": {"name": None}}, [("/optimizer/name", "unknown_name")]),
+        ({**DIGITS, "optimizer": {"name": "sdg"}}, [("/optimizer/name", "unknown_value")]),
+        ({**DIGITS, "optimizer": {"name": None}}, [("/optimizer/name", "unknown_value")]),
         ({**DIGITS, "optimizer": {"beta1": 0.9}}, [("/optimizer/beta1", "unknown_field")]),
         ({**DIGITS, "optimizer": {"name": "adamw", "momentum": 0.9}}, [("/optimizer/momentum", "unknown_field")]),
         ({**DIGITS, "optimizer": {"momentum": 0}}, [("/optimizer/nesterov", "conflict")]),
@@ -214,7 +214,7 @@ def test_every_number_of_the_spec_has_its_bounds_tested() -> None:
         ({**DIGITS, "compile": True}, [("/compile", "not_available")]),
         ({**DIGITS, "webhook": "https://x"}, [("/webhook", "wrong_type")]),
         ({**DIGITS, "webhook": {"url": "ftp://x"}}, [("/webhook/url", "bad_format")]),
-        ({**DIGITS, "webhook": {"url": "https://x", "events": ["job.born"]}}, [("/webhook/events/0", "unknown_name")]),
+        ({**DIGITS, "webhook": {"url": "https://x", "events": ["job.born"]}}, [("/webhook/events/0", "unknown_value")]),
         ({"data": {"dataset": "mine", "version": "1"}}, [("/data/version", "bad_format")]),
         ({**DIGITS, "model": {"pretrained": True, "norm": "none"}}, [("/model/pretrained", "conflict")]),
         ({**DIGITS, "model": {"name": "vgg11", "norm": "batch"}}, [("/model/norm", "would_be_ignored")]),
@@ -229,17 +229,17 @@ def test_every_number_of_the_spec_has_its_bounds_tested() -> None:
         ({**DIGITS, "accumulate": 3}, [("/accumulate", "conflict")]),
         ({**DIGITS, "early_stopping": {"metric": "ema_val_top1"}}, [("/early_stopping/metric", "conflict")]),
         ({**DIGITS, "export": ["onnx", "onnx"]}, [("/export", "conflict")]),
-        ({**DIGITS, "export": ["tflite"]}, [("/export/0", "unknown_name")]),
+        ({**DIGITS, "export": ["tflite"]}, [("/export/0", "unknown_value")]),
         ({**DIGITS, "loss": {"alpha": "high"}}, [("/loss/alpha", "wrong_type")]),
         ({**DIGITS, "loss": {"alpha": {"start": 1}}}, [("/loss/alpha/end", "missing")]),
         ({**DIGITS, "loss": {"alpha": {"start": 1, "end": 0, "epochs": 21}}}, [("/loss/alpha/epochs", "out_of_range")]),
-        ({**DIGITS, "loss": {"class_weights": "even"}}, [("/loss/class_weights", "unknown_name")]),
+        ({**DIGITS, "loss": {"class_weights": "even"}}, [("/loss/class_weights", "unknown_value")]),
         ({**DIGITS, "loss": {"class_weights": [1, -1]}}, [("/loss/class_weights/1", "out_of_range")]),
         ({**DIGITS, "loss": {"class_weights": 3}}, [("/loss/class_weights", "wrong_type")]),
-        ({"data": {"dataset": "digits", "augment": "hard"}}, [("/data/augment", "unknown_name")]),
+        ({"data": {"dataset": "digits", "augment": "hard"}}, [("/data/augment", "unknown_value")]),
         ({"data": {"dataset": "digits", "augment": 1}}, [("/data/augment", "wrong_type")]),
         ({"data": {"dataset": "digits", "augment": {"crop_scale": 0.5}}}, [("/data/augment/crop_scale", "would_be_ignored")]),
-        ({"data": {"dataset": "digits", "augment": {"policy": {"name": "auto"}}}}, [("/data/augment/policy/name", "unknown_name")]),
+        ({"data": {"dataset": "digits", "augment": {"policy": {"name": "auto"}}}}, [("/data/augment/policy/name", "unknown_value")]),
         (
             {"data": {"dataset": "digits", "augment": {"policy": {"name": "trivial", "num_ops": 2}}}},
             [("/data/augment/policy/num_ops", "unknown_field")],
@@ -266,7 +266,7 @@ def test_every_number_of_the_spec_has_its_bounds_tested() -> None:
             [("/data/path", "unknown_field"), ("/data/workers", "unknown_field")],
         ),
         ({"data": {"dataset": "digits", "download": True}}, [("/data/download", "unknown_field")]),
-        ({**DIGITS, "precision": "fp8"}, [("/precision", "unknown_name")]),
+        ({**DIGITS, "precision": "fp8"}, [("/precision", "unknown_value")]),
         ({**DIGITS, "epoch": 3}, [("/epoch", "unknown_field")]),
     ],
 )
@@ -298,7 +298,7 @@ def test_a_text_rule_between_fields_does_not_hide_behind_a_wrong_field() -> None
 
 def test_a_field_is_not_held_to_the_default_of_a_wrong_one() -> None:
     assert told({**DIGITS, "epochs": "100", "schedule": {"warmup_epochs": 30}}) == [("/epochs", "wrong_type")]
-    assert told({**DIGITS, "optimizer": {"name": "adam", "beta1": 0.9}}) == [("/optimizer/name", "unknown_name")]
+    assert told({**DIGITS, "optimizer": {"name": "adam", "beta1": 0.9}}) == [("/optimizer/name", "unknown_value")]
     assert told({"data": {"dataset": "class folder"}}) == [("/data/dataset", "bad_format")]
 
 

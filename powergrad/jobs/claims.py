@@ -273,7 +273,7 @@ def _readable_spec(tx: Tx, candidate: Row[Any]) -> JobSpec | None:
     try:
         return JobSpec.model_validate(candidate.spec)
     except ValidationError as error:
-        detail = f"this release cannot read the stored spec: {InvalidSpec(violations_of(error))}"
+        detail = f"this release cannot read the stored spec: {InvalidSpec(violations_of(error, JobSpec))}"
         _fail_unclaimed(tx, candidate, Reason(ReasonCode.INTERNAL, detail, "Submit it again as a new job.", {}))
         return None
 

@@ -9,13 +9,13 @@ uploaded set's version is known before that, a registered one's only after it. S
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, and_, delete, select, update
 
+from powergrad.jobs import nearest
 from powergrad.jobs.debts import owe
 from powergrad.jobs.errors import DatasetInUse, DatasetNotFound, Violation, refusal
 from powergrad.jobs.spec import JobSpec
@@ -197,9 +197,7 @@ def _unusable(tx: Tx, wanted: NamedData, found: Row[Any] | None, *, owner: str) 
         return Violation("/data/version", "not_found", f"data set {wanted.dataset!r} has no such version", wanted.version)
     if found is None:
         known = (*BUILT_IN_DATASETS, *names(tx, owner))
-        near = difflib.get_close_matches(wanted.dataset, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known)[:20])}"
-        return Violation("/data/dataset", "unknown_name", f"unknown name {wanted.dataset!r}{hint}", wanted.dataset)
+        return Violation("/data/dataset", "unknown_name", nearest.name(wanted.dataset, known), wanted.dataset)
     if found.state == CHECKING:
         return Violation("/data/dataset", "not_ready", f"data set {wanted.dataset!r} is still being checked", wanted.dataset)
     if found.state == FAILED:

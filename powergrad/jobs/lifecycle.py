@@ -105,7 +105,7 @@ def retry(tx: Tx, job_id: str, *, limits: RaisedLimits | None = None, owner: str
     try:
         JobSpec.model_validate(spec)
     except ValidationError as error:
-        raise InvalidSpec(violations_of(error)) from error
+        raise InvalidSpec(violations_of(error, JobSpec)) from error
     fresh = {
         "failures": 0,
         "reason": None,

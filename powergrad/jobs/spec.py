@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import reprlib
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, ValidationError, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from powergrad.jobs import gpus
+from powergrad.jobs import gpus, nearest
 from powergrad.jobs.errors import Violation, refusal
 from powergrad.spec import (
     NAME_PATTERN,
@@ -77,7 +76,7 @@ _CODES = {
     "less_than_equal": "out_of_range",
     "less_than": "out_of_range",
     "finite_number": "not_finite",
-    "literal_error": "unknown_name",
+    "literal_error": "unknown_value",
     "string_pattern_mismatch": "bad_format",
     "string_unicode": "bad_format",
     "none_required": "not_available",
@@ -203,7 +202,7 @@ def parse(body: Any, *, models: Collection[str] = (), datasets: Collection[str] 
     for pointer, known in (("/data/dataset", datasets), ("/model/name", models)):
         name = _look_up(body, pointer)
         if known and isinstance(name, str) and _untagged(name) not in known and not any(v.pointer == pointer for v in violations):
-            violations.append(Violation(pointer, "unknown_name", _did_you_mean(name, known), _presentable(name)))
+            violations.append(Violation(pointer, "unknown_name", nearest.name(name, known), _presentable(name)))
     if spec is not None and outputs is not None:
         asked = [name for name in OutputsSpec.model_fields if getattr(spec.outputs, name)]
         violations += [Violation(f"/outputs/{name}", "not_available", HOW_TO_HAVE[name], True) for name in asked if name not in outputs]
@@ -225,7 +224,7 @@ def _validated(body: Any) -> tuple[JobSpec | None, list[Violation]]:
     try:
         return JobSpec.model_validate(body), []
     except ValidationError as error:
-        found, wrong = violations_of(error), error
+        found, wrong = violations_of(error, JobSpec), error
     told: set[str] = set()
     for _ in range(_LOOKS - 1):
         body = _without(body, wrong, told)
@@ -238,7 +237,9 @@ def _validated(body: Any) -> tuple[JobSpec | None, list[Violation]]:
             told = {violation.pointer for violation in found}
             # a default that stands in for a wrong field is nothing to hold other fields to
             found += [
-                _violation(item) for item in _items(error) if _context(item).get("against") not in told and _pointer(item) not in told
+                _violation(item, JobSpec)
+                for item in _items(error)
+                if _context(item).get("against") not in told and _pointer(item) not in told
             ]
             wrong = error
     return None, found
@@ -276,12 +277,12 @@ def _look_up(body: Any, pointer: str) -> Any:
     return body
 
 
-def violations_of(error: ValidationError) -> list[Violation]:
-    """pydantic's errors as pointers into the JSON that was sent."""
-    return [_violation(item) for item in _items(error)]
+def violations_of(error: ValidationError, model: type[BaseModel]) -> list[Violation]:
+    """pydantic's errors as pointers into the JSON that was sent. model: what it was to be."""
+    return [_violation(item, model) for item in _items(error)]
 
 
-def _violation(item: dict[str, Any]) -> Violation:
+def _violation(item: dict[str, Any], model: type[BaseModel]) -> Violation:
     context = _context(item)
     value: Any = item.get("input")
     kind, message = item["type"], str(item["msg"])
@@ -294,7 +295,9 @@ def _violation(item: dict[str, Any]) -> Violation:
     elif kind == "literal_error" and context["expected"] == "False":
         kind = "none_required"  # both spell a field of a later release
     code = _CODES.get(kind, "wrong_type" if kind.endswith(("_type", "_parsing")) else kind)
-    return Violation(_pointer(item), code, _detail(kind, context, message), _presentable(value))
+    meant = nearest.field(model, item["loc"]) if kind == "extra_forbidden" else None
+    hint = "" if meant is None else f"; did you mean {meant!r}?"
+    return Violation(_pointer(item), code, _detail(kind, context, message) + hint, _presentable(value))
 
 
 def _path(item: dict[str, Any]) -> list[str | int]:
@@ -358,8 +361,3 @@ def _presentable(value: Any) -> Any:
 
 def _printable(text: str) -> str:
     return text.encode(errors="replace").decode()  # lone surrogates cannot be sent
-
-
-def _did_you_mean(name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name[:64], known, n=1)
-    return f"unknown name {name[:64]!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known)[:20])}")

@@ -87,10 +87,30 @@ def test_a_question_that_breaks_a_rule_is_refused_with_the_place(api: Api, chang
     assert pointer in {one["pointer"] for one in problem["errors"]}
 
 
-def test_a_metric_that_no_job_has_is_not_there(api: Api) -> None:
-    problem = refused(api.http.post(URL, json={**ALPHAS, "metric": "val_nothing"}), 404, "unknown_reference")
-    assert problem["errors"][0]["pointer"] == "/metric"
-    assert "val_top1" in problem["errors"][0]["detail"]
+@pytest.mark.parametrize("dry_run", ["true", "false"])
+def test_a_metric_that_no_job_gives_breaks_a_rule(api: Api, dry_run: str) -> None:
+    answer = api.http.post(URL, json={**ALPHAS, "metric": "val_tpo1"}, params={"dry_run": dry_run})
+    (error,) = refused(answer, 422, "invalid_spec")["errors"]
+    assert (error["pointer"], error["code"]) == ("/metric", "unknown_value")
+    assert error["detail"].startswith("must be one of: val_top1, ")
+    assert "did you mean 'val_top1'" in error["detail"]
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer", "meant"),
+    [
+        ({"grid": {"loss.alhpa": [1.0, 0.5]}}, "/grid/loss.alhpa", "alpha"),
+        ({"grid": {"lr": [0.1, 0.2]}}, "/grid/lr", "optimizer.lr"),
+        ({"tune": {"optimiser.lr": [0.1, 0.2]}}, "/tune/optimiser.lr", "optimizer.lr"),
+        ({"sedes": 3}, "/sedes", "seeds"),
+        ({"spec": {**DIGITS, "epoch": 3}}, "/spec/epoch", "epochs"),
+        ({"grid": {}, "strategy": "random", "space": {"loss.alpha": {"lo": 0.1, "high": 1.0}}}, "/space/loss.alpha/lo", "low"),
+    ],
+)
+def test_a_field_that_is_none_comes_with_the_one_that_was_meant(api: Api, change: dict[str, Any], pointer: str, meant: str) -> None:
+    problem = refused(api.http.post(URL, json={**ALPHAS, **change}), 422, "invalid_spec")
+    told = {one["pointer"]: one["detail"] for one in problem["errors"]}
+    assert f"; did you mean {meant!r}?" in told[pointer]
 
 
 def test_names_are_looked_up_in_every_part_of_a_question(api: Api) -> None:

@@ -440,7 +440,7 @@ def _submission(record: Record, run: Wanted, job_id: str) -> Submission:
     try:
         spec = stages.job_spec(record.question, run, experiment_id=row.id, name=row.name)
     except ValidationError as error:
-        raise InvalidSpec(violations_of(error)) from error
+        raise InvalidSpec(violations_of(error, JobSpec)) from error
     return Submission(spec, owner=row.owner, experiment=row.id, job_id=job_id, hold_epoch=run.hold_epoch)
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
@@ -17,6 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from powergrad.jobs import nearest
 from powergrad.jobs import spec as job_specs
 from powergrad.jobs.changes import with_changes
 from powergrad.jobs.errors import InvalidSpec, Violation, refusal
@@ -138,7 +140,7 @@ def parse(body: Any, *, models: Collection[str] = (), datasets: Collection[str] 
     try:
         asked = ExperimentSpec.model_validate(body)
     except ValidationError as error:
-        found = [told for one in job_specs.violations_of(error) if (told := _in_experiment(one, body)) is not None]
+        found = [told for one in job_specs.violations_of(error, ExperimentSpec) if (told := _in_experiment(one, body)) is not None]
         raise refusal([*_once(found), *_of_spec(body, models, datasets)]) from None
     try:
         base = job_specs.parse(asked.spec, models=models, datasets=datasets)
@@ -188,7 +190,9 @@ def _rules(asked: ExperimentSpec, base: JobSpec | None) -> list[Violation]:
     """What can be said before any job is looked at. base: None where it is wrong by itself."""
     violations = [*_path_rules(asked), *_strategy_rules(asked), *_label_rules(asked, base)]
     if asked.metric not in METRICS:
-        violations.append(Violation("/metric", "unknown_name", f"must be one of: {', '.join(METRICS)}", asked.metric))
+        near = difflib.get_close_matches(asked.metric, METRICS, n=3, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        violations.append(Violation("/metric", "unknown_value", f"must be one of: {', '.join(METRICS)}{hint}", asked.metric))
     if base is not None and base.seed + TUNING_SEEDS_FROM + 20 > MOST_SEED:
         detail = f"must be at most {MOST_SEED - TUNING_SEEDS_FROM - 20}: tuning takes its seeds from {TUNING_SEEDS_FROM} further on"
         violations.append(Violation("/spec/seed", "out_of_range", detail, base.seed))
@@ -209,7 +213,9 @@ def _path_rules(asked: ExperimentSpec) -> Iterator[Violation]:
             if root == "seed":
                 yield Violation(pointer, "conflict", "seeds are not varied here: `seeds` says how many each arm runs with", path)
             elif root not in VARIABLE:
-                detail = "no field of training: what is varied must be one, as loss.alpha or optimizer.lr is"
+                meant = nearest.path(TrainSpec, path)
+                hint = "" if meant is None else f"; did you mean {meant!r}?"
+                detail = f"no field of training: what is varied must be one, as loss.alpha or optimizer.lr is{hint}"
                 yield Violation(pointer, "unknown_field", detail, path)
             for other, where in seen.items():
                 if other == path or other.startswith(path + ".") or path.startswith(other + "."):
@@ -303,6 +309,9 @@ class _Check:
 def _found_at(violation: Violation, changes: Settings, written_at: Mapping[str, str]) -> Violation:
     for path in sorted(written_at, key=len, reverse=True):
         for prefix in ("/" + path.replace(".", "/"), f"/set/{path}"):
+            if violation.pointer == prefix and violation.code == "unknown_field":  # whatever the value
+                where = written_at[path][: written_at[path].index(path) + len(path)]
+                return Violation(where, violation.code, violation.detail, path)
             if violation.pointer == prefix or violation.pointer.startswith(prefix + "/"):
                 where = written_at[path] + violation.pointer[len(prefix) :]
                 return Violation(where, violation.code, violation.detail, violation.value)
