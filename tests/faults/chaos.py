@@ -191,11 +191,11 @@ class Soak:
         found += [history.Violation("-", "no_call_is_refused_without_cause", text) for text in self.customers.refusals]
         stored = [job.id for job in self.site.client.list(page_size=100)]
         records = {job_id: self.site.record(job_id) for job_id in stored}
-        own = self.judge_experiments(records)
+        own, waiting = self.judge_experiments(records)
         found += history.judge_acceptance({**self.customers.answers, **{job_id: [job_id] for job_id in own}}, stored)
         for job_id, record in records.items():
             damaged = frozenset(self.patient.damaged.get(job_id, ()))
-            asked = history.Asked(self.customers.cancels.get(job_id, "no"), damaged)
+            asked = history.Asked(self.customers.cancels.get(job_id, "no"), damaged, waits=job_id in waiting)
             found += history.judge(record, asked, self.references.get(self.customers.shapes.get(job_id, "")))
         report.faults = dict(Counter(one.kind for one in self.struck).most_common())
         report.jobs = dict(Counter(str(record.job["state"]) for record in records.values()).most_common())
@@ -205,20 +205,21 @@ class Soak:
         found += [stale_trainer(overlap, records[overlap.job]) for overlap in report.overlaps if overlap.cpu_s > STALE_CPU_S]
         report.errors = errors_in(self.site.data_dir / "logs")
 
-    def judge_experiments(self, records: Mapping[str, history.Record]) -> set[str]:
-        """The jobs that experiments have made, whose users may have ended them."""
+    def judge_experiments(self, records: Mapping[str, history.Record]) -> tuple[set[str], set[str]]:
+        """The jobs that experiments have made, whose users may have ended them; those of searches, of which some wait for ever."""
         views = [one.view.model_dump(mode="json") for one in self.site.client.experiments()]
         self.report.violations += history.judge_acceptance(self.customers.questions, [view["id"] for view in views])
         self.report.experiments = dict(Counter(str(view["state"]) for view in views).most_common())
-        own: set[str] = set()
+        own, waiting = set[str](), set[str]()
         for view in views:
             jobs = [record.job for record in records.values() if record.job["experiment"] == view["id"]]
             cancelled = self.customers.wishes.get(view["id"]) == "cancelled"
             self.report.violations += history.judge_experiment(view, jobs, cancelled=cancelled)
             own |= {job["id"] for job in jobs}
+            waiting |= {job["id"] for job in jobs if history.rungs(view)}
             if cancelled:
                 self.customers.cancels.update({job["id"]: "maybe" for job in jobs})
-        return own
+        return own, waiting
 
     def _strike(self, blow: Blow) -> None:
         dice = random.Random(blow.seed)
@@ -242,9 +243,13 @@ class Soak:
 
     def _unfinished(self) -> list[str]:
         states = ["queued", "running", "pausing", "paused", "cancelling"]
-        found = self.site.ask(lambda: [f"{job.id} is {job.state}" for job in self.site.client.list(state=states)])
-        asked = self.site.ask(lambda: [f"{one.id} is {one.state}" for one in self.site.client.experiments() if not one.is_settled])
-        return ["nothing answers"] if found is None or asked is None else [*found, *asked]
+        asked = self.site.ask(lambda: list(self.site.client.experiments()))
+        found = self.site.ask(lambda: list(self.site.client.list(state=states)))
+        if asked is None or found is None:
+            return ["nothing answers"]
+        over = {one.id for one in asked if one.is_settled}  # who has lost a search stays paused
+        left = [job for job in found if not (job.state == "paused" and job.experiment in over)]
+        return [f"{one.id} is {one.state}" for one in [*left, *(one for one in asked if not one.is_settled)]]
 
 
 def stale_trainer(overlap: Overlap, record: history.Record) -> history.Violation:

@@ -97,10 +97,11 @@ class Record:
 @dataclass(frozen=True)
 class Asked:
     """What the user wants of a job in the end. cancel: yes, where the last thing answered with 202 was a cancel; maybe, where an answer
-    was cut off. damaged: checkpoints whose files were damaged on purpose, by id."""
+    was cut off. damaged: checkpoints whose files were damaged on purpose, by id.  waits: paused is an end for it, as for who loses a search."""
 
     cancel: Answer = "no"
     damaged: frozenset[str] = frozenset()
+    waits: bool = False
 
 
 Rule = Callable[[Record, Asked, Undisturbed | None], Iterator[str]]
@@ -137,13 +138,36 @@ def judge_experiment(experiment: Mapping[str, Any], jobs: Iterable[Mapping[str, 
     wrong = {"a_run_is_made_once": "; ".join(twice)} if twice else {}
     if experiment["state"] not in TERMINAL:
         wrong["an_experiment_ends_with_its_jobs"] = f"it is {experiment['state']}, its jobs are {sorted(job['state'] for job in made)}"
-    arms, seeds = len(experiment["arms"]), experiment["spec"]["seeds"]
-    verdicts = [job for job in made if job["labels"]["stage"] == "verdict"]
-    if not cancelled and len(verdicts) < arms * seeds:
-        wrong["every_run_is_made"] = f"{len(verdicts)} of {arms * seeds} runs of the verdict"
+    spec = experiment["spec"]
+    planned = spec["search"]["trials"] if is_search(experiment) else len(experiment["arms"]) * spec["seeds"]
+    answering = [job for job in made if job["labels"]["stage"] in {"verdict", "search"}]
+    if not cancelled and len(answering) < planned:
+        wrong["every_run_is_made"] = f"{len(answering)} of {planned} runs of the answer"
+    if is_search(experiment) and len(answering) > planned:
+        wrong["no_trial_is_made_beyond_the_plan"] = f"{len(answering)} trials, {planned} were asked for"
+    if not cancelled and (lost := sorted(job["name"] for job in made if job["state"] == "cancelled")):
+        wrong["no_run_is_cancelled_by_mistake"] = f"nobody cancelled {lost}"
+    if not cancelled and (wrongly := sorted(f"{job['name']}, {job['progress']}" for job in made if not _rests(experiment, job))):
+        wrong["who_loses_a_search_waits_at_a_rung"] = "; ".join(wrongly)
     if experiment["state"] == "succeeded" and (experiment["verdict"] is None or experiment["analysis"]["state"] != "current"):
         wrong["who_asks_is_answered"] = f"analysis {experiment['analysis']}, verdict {experiment['verdict']!r}"
     return [Violation(experiment["id"], rule, evidence) for rule, evidence in wrong.items()]
+
+
+def is_search(experiment: Mapping[str, Any]) -> bool:
+    return bool(experiment["spec"]["strategy"] != "grid")
+
+
+def rungs(experiment: Mapping[str, Any]) -> list[int]:
+    """Epochs at which trials of asha are compared."""
+    search, epochs = experiment["spec"]["search"], experiment["spec"]["spec"]["epochs"]
+    found = itertools.takewhile(lambda rung: rung < epochs, (search["min_epochs"] * search["reduction"] ** n for n in itertools.count()))
+    return list(found) if experiment["spec"]["strategy"] == "asha" else []
+
+
+def _rests(experiment: Mapping[str, Any], job: Json) -> bool:
+    """Whether a job that has not ended is one that may stay so: it has been trained to a rung, and no further."""
+    return job["state"] != "paused" or job["progress"]["epoch"] in rungs(experiment)
 
 
 def history(record: Record) -> str:
@@ -179,6 +203,10 @@ def every_move_is_legal(record: Record, asked: Asked, undisturbed: Undisturbed |
 
 
 def it_ends_once(record: Record, asked: Asked, undisturbed: Undisturbed | None) -> Iterator[str]:
+    if asked.waits and record.job["state"] == "paused":
+        if not any(checkpoint["is_latest"] for checkpoint in record.checkpoints):
+            yield "it waits without a checkpoint to go on from"
+        return
     if record.job["state"] not in TERMINAL:
         yield f"it is still {record.job['state']}"
         return

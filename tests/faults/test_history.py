@@ -380,7 +380,7 @@ def asked_and_answered() -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "id": "exp_1",
         "state": "succeeded",
         "arms": [{}, {}],
-        "spec": {"seeds": 2},
+        "spec": {"seeds": 2, "strategy": "grid"},
         "verdict": "…",
         "analysis": {"state": "current"},
     }
@@ -407,3 +407,37 @@ def test_a_broken_experiment_is_caught_by_its_rule(rule: str, harm: Callable[[di
     experiment, jobs = asked_and_answered()
     harm(experiment, jobs)
     assert [violation.rule for violation in judge_experiment(experiment, jobs, cancelled=False)] == [rule]
+
+
+def searched() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """asha over four epochs with rungs after 1 and 2: two trials have lost."""
+    experiment, _ = asked_and_answered()
+    search = {"trials": 3, "min_epochs": 1, "reduction": 2}
+    experiment |= {"arms": [{}, {}, {}], "spec": {"seeds": 5, "strategy": "asha", "search": search, "spec": {"epochs": 4}}}
+    reached = [("succeeded", 4), ("paused", 2), ("paused", 1)]
+    jobs = [
+        {"name": f"q-n{n}-s0", "state": state, "progress": {"epoch": epoch}, "spec": {"seed": 0}, "labels": {"stage": "search"}}
+        for n, (state, epoch) in enumerate(reached)
+    ]
+    return experiment, jobs
+
+
+def test_a_search_whose_losers_wait_passes() -> None:
+    assert judge_experiment(*searched(), cancelled=False) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "harm"),
+    [
+        ("no_run_is_cancelled_by_mistake", lambda experiment, jobs: jobs[1].update(state="cancelled")),
+        ("who_loses_a_search_waits_at_a_rung", lambda experiment, jobs: jobs[1].update(progress={"epoch": 3})),
+        ("who_loses_a_search_waits_at_a_rung", lambda experiment, jobs: experiment["spec"].update(strategy="random")),
+        ("every_run_is_made", lambda experiment, jobs: jobs.pop(0)),
+        ("no_trial_is_made_beyond_the_plan", lambda experiment, jobs: jobs.append(jobs[0] | {"name": "q-n3-s0"})),
+    ],
+)
+def test_a_broken_search_is_caught_by_its_rule(rule: str, harm: Callable[[dict[str, Any], list[dict[str, Any]]], None]) -> None:
+    experiment, jobs = searched()
+    harm(experiment, jobs)
+    assert rule in {violation.rule for violation in judge_experiment(experiment, jobs, cancelled=False)}
+    assert judge_experiment(*searched(), cancelled=False) == []
