@@ -118,6 +118,13 @@ class JobDocument(Document):
     """Moves with every change."""
 
 
+class SummaryMetricsDocument(Document):
+    """Of the metrics that were asked for those that are there."""
+
+    latest: Values
+    best: Values
+
+
 class JobListDocument(Document):
     model_config = ConfigDict(title="JobList")
 
@@ -127,6 +134,71 @@ class JobListDocument(Document):
     first_id: str | None
     last_id: str | None
     """Give it as `after` to get the next page."""
+
+
+class JobSummaryDocument(Document):
+    """A job as the line of a table."""
+
+    model_config = ConfigDict(title="JobSummary")
+
+    id: str
+    object: Literal["job_summary"]
+    name: str
+    state: JobState
+    reason: ReasonCode | None
+    """Why it failed."""
+    progress: ProgressDocument
+    metrics: SummaryMetricsDocument
+    fields: dict[str, Any]
+    """Values of the spec that were asked for, by dotted name; null where it has no such field."""
+    model: str
+    dataset: str
+    alpha: float
+    seed: int
+    epochs: int
+    labels: dict[str, str]
+    priority: int
+    experiment: str | None
+    attempt: int
+    worker: str | None
+    """On which it runs."""
+    trained_seconds: float
+    bytes: int
+    created_at: AwareDatetime
+    started_at: AwareDatetime | None
+    finished_at: AwareDatetime | None
+    version: int
+    revision: int
+    waiting_for: str | None
+    """Why it does not run yet; null when not queued."""
+
+
+class JobSummaryListDocument(Document):
+    model_config = ConfigDict(title="JobSummaryList")
+
+    object: Literal["list"]
+    data: list[JobSummaryDocument]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+    """Give it as `after` to get the next page."""
+
+
+class BulkRefusalDocument(Document):
+    id: str
+    code: str
+    """Of the problem that the call for this job alone would answer, such as illegal_move."""
+    detail: str
+
+
+class BulkActionDocument(Document):
+    model_config = ConfigDict(title="BulkAction")
+
+    object: Literal["bulk_action"]
+    action: Literal["cancel", "pause", "resume", "delete"]
+    done: list[str]
+    """Ids of the jobs that moved, or had moved before."""
+    refused: list[BulkRefusalDocument]
 
 
 class DeletionDocument(Document):

@@ -24,6 +24,7 @@ from api.routes import (
     health,
     jobs,
     keys,
+    lists,
     logs,
     metrics,
     moves,
@@ -88,6 +89,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.include_router(jobs.busy)
     for noun in (
         jobs,
+        lists,
         moves,
         experiments,
         events,
@@ -112,6 +114,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         app,
         (
             *jobs.BODIES,
+            *lists.BODIES,
             *moves.BODIES,
             *experiments.BODIES,
             *datasets.BODIES,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Any
 
 import structlog
@@ -17,20 +16,17 @@ from api import answers, errors
 from api.access import WithCaller, caller_of
 from api.answers import JOBS, IdempotencyKey, IfNoneMatch, WaitS
 from api.bodies import ABSENT, JsonBody, checked, read_json, required
-from api.documents import JobDocument, JobListDocument
-from api.filters import BY_LABEL, WithFilter, each_once
+from api.documents import JobDocument
 from api.openapi import CHANGES, NEW_JOB, STORED, json_request, problems
-from api.parts import JOB_ID, JobId, Parts, WithParts
+from api.parts import JobId, Parts, WithParts
 from api.strict import DirectRoute, StrictRoute
-from powergrad.jobs import outbox, queries, submission
+from powergrad.jobs import outbox, submission
 from powergrad.jobs.changes import pointing_into_set, with_changes
 from powergrad.jobs.errors import InvalidSpec, Violation, refusal
 from powergrad.jobs.spec import JobSpec, parse
-from powergrad.jobs.states import JobState
 from powergrad.jobs.submission import Submission
 from powergrad.spec import NAME_PATTERN, NamedData, SpecModel
 
-SORT_PATTERN = r"^(-created_at|-?metrics\.[A-Za-z0-9_]{1,64})$"
 log = structlog.get_logger(__name__)
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
 busy = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=DirectRoute)
@@ -150,30 +146,6 @@ def _pointing_into_clone(violation: Violation, wanted: CloneBody) -> Violation:
     if violation.pointer == "/model/init_from" and wanted.from_checkpoint is not None:
         return Violation("/from_checkpoint", violation.code, violation.detail, wanted.from_checkpoint)
     return pointing_into_set(violation, wanted.set)
-
-
-@router.get(
-    "",
-    operation_id="listJobs",
-    summary="List jobs, newest first",
-    response_model=JobListDocument,
-    responses=problems(*STORED, errors.JOB_NOT_FOUND),
-    openapi_extra={"parameters": [BY_LABEL]},
-)
-def list_jobs(
-    parts: WithParts,
-    wanted: WithFilter,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(description="`last_id` of the page before.", pattern=f"^{JOB_ID.pattern}$")] = None,
-    state: Annotated[list[JobState] | None, Query(description="Repeat for several.")] = None,
-    sort: Annotated[
-        str | None, Query(pattern=SORT_PATTERN, description="-created_at, or by a best metric: -metrics.val_top1 is best first.")
-    ] = None,
-) -> Response:
-    by = None if sort == "-created_at" else sort
-    with parts.store.read() as tx:
-        page = queries.page(tx, replace(wanted, states=each_once(state)), limit=limit, after=after, sort=by)
-    return answers.listed(page)
 
 
 @router.get(

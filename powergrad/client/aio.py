@@ -213,6 +213,10 @@ class AsyncClient:
         """Series by name, thinned to `points` keeping extremes."""
         return await self.send(calls.metrics(job_id, names, points, after))
 
+    async def act_on_many(self, action: Literal["cancel", "pause", "resume", "delete"], job_ids: Iterable[str]) -> Json:
+        """The same for up to 500 jobs, each by itself: `done` names those that moved, `refused` says of the others why not."""
+        return await self.send(calls.act_on_many(job_ids, action))
+
     async def compare(
         self,
         job_ids: Iterable[str] = (),

@@ -135,6 +135,10 @@ def act(job_id: str, action: Literal["cancel", "pause", "resume"]) -> Call[Job]:
     return Call("POST", f"{_job_path(job_id)}/{action}", _job)
 
 
+def act_on_many(job_ids: Iterable[str], action: Literal["cancel", "pause", "resume", "delete"]) -> Call[Json]:
+    return Call("POST", f"/v1/jobs/{action}", _json, json={"ids": list(job_ids)})
+
+
 def retry(job_id: str, limits: Mapping[str, Any] | None) -> Call[Job]:
     """A second retry of a job that already goes on is refused (409), so it is not repeated blindly."""
     return Call("POST", f"{_job_path(job_id)}/retry", _job, json={"limits": dict(limits)} if limits else None, repeatable=False)

@@ -209,6 +209,10 @@ class Client:
         """Series by name, thinned to `points` keeping extremes."""
         return self.send(calls.metrics(job_id, names, points, after))
 
+    def act_on_many(self, action: Literal["cancel", "pause", "resume", "delete"], job_ids: Iterable[str]) -> Json:
+        """The same for up to 500 jobs, each by itself: `done` names those that moved, `refused` says of the others why not."""
+        return self.send(calls.act_on_many(job_ids, action))
+
     def compare(
         self,
         job_ids: Iterable[str] = (),

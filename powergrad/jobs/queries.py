@@ -109,12 +109,7 @@ def page(tx: Tx, wanted: Filter, *, limit: int, after: str | None = None, sort: 
 
     after: id of the last job seen. Raises ValueError for a sort it does not know, and, when sorting, JobNotFound for `after`.
     """
-    query = select(jobs).where(*conditions(wanted))
-    if sort:
-        query = _sorted(tx, query, sort, after=after, owner=wanted.owner)
-    else:
-        query = query.where(*() if after is None else (jobs.c.id < after,)).order_by(jobs.c.id.desc())
-    rows = list(tx.all(query.limit(limit + 1)))
+    rows = _page(tx, select(jobs), wanted, limit=limit, after=after, sort=sort)
     shown = rows[:limit]
     made: dict[str, list[Row[Any]]] = {}
     for attempt in tx.all(select(attempts).where(attempts.c.job_id.in_([row.id for row in shown])).order_by(attempts.c.number)):
@@ -122,6 +117,104 @@ def page(tx: Tx, wanted: Filter, *, limit: int, after: str | None = None, sort: 
     capacity = fleet.capacity(tx)
     held_back = quotas.held_back(tx, wanted.owner) if any(row.state == JobState.QUEUED for row in shown) else None
     return Page([_job(tx, row, made.get(row.id, []), capacity, position=None, held_back=held_back) for row in shown], len(rows) > limit)
+
+
+def page_pulse(tx: Tx, wanted: Filter, *, limit: int, after: str | None = None, sort: str | None = None) -> list[tuple[str, int]]:
+    """What a page's rows are like, in one look at little: it moves whenever a job comes, goes, changes or changes places."""
+    rows = _page(tx, select(jobs.c.id, jobs.c.revision), wanted, limit=limit, after=after, sort=sort)
+    return [(row.id, row.revision) for row in rows]
+
+
+def _page(tx: Tx, query: Select[Any], wanted: Filter, *, limit: int, after: str | None, sort: str | None) -> Sequence[Row[Any]]:
+    """The page's rows, and one more where more follow."""
+    query = query.where(*conditions(wanted))
+    if sort:
+        query = _sorted(tx, query, sort, after=after, owner=wanted.owner)
+    else:
+        query = query.where(*() if after is None else (jobs.c.id < after,)).order_by(jobs.c.id.desc())
+    return tx.all(query.limit(limit + 1))
+
+
+SUMMARY = tuple(
+    jobs.c[name]
+    for name in (
+        *(
+            "id",
+            "name",
+            "state",
+            "reason",
+            "spec",
+            "progress",
+            "latest",
+            "best",
+            "labels",
+            "priority",
+            "experiment",
+            "attempt",
+            "worker",
+            "gpus",
+        ),
+        *("not_before", "trained_ms", "bytes", "created_at", "started_at", "finished_at", "version", "revision"),
+    )
+)
+
+
+def summaries(
+    tx: Tx,
+    wanted: Filter,
+    *,
+    limit: int,
+    after: str | None = None,
+    sort: str | None = None,
+    metrics: Sequence[str] = (),
+    fields: Sequence[str] = (),
+) -> Page:
+    """The jobs of `page`, each as the line of a table. metrics: those that are told; fields: dotted names of the spec's values to tell."""
+    rows = _page(tx, select(*SUMMARY), wanted, limit=limit, after=after, sort=sort)
+    capacity = fleet.capacity(tx)
+    held_back = quotas.held_back(tx, wanted.owner) if any(row.state == JobState.QUEUED for row in rows[:limit]) else None
+    shown = [{**_summary(row, metrics, fields), "waiting_for": _waiting_for(row, capacity, tx.now_ms, held_back)} for row in rows[:limit]]
+    return Page(shown, len(rows) > limit)
+
+
+def _summary(row: Row[Any], metrics: Sequence[str], fields: Sequence[str]) -> dict[str, Any]:
+    known = {
+        kind: {name: values[name] for name in metrics if name in values} for kind, values in (("latest", row.latest), ("best", row.best))
+    }
+    return {
+        "id": row.id,
+        "object": "job_summary",
+        "name": row.name,
+        "state": row.state,
+        "reason": None if row.reason is None else row.reason["code"],
+        "progress": row.progress,
+        "metrics": known,
+        "fields": {name: _field(row.spec, name) for name in fields},
+        "model": row.spec["model"]["name"],
+        "dataset": row.spec["data"]["dataset"],
+        "alpha": row.spec["loss"]["alpha"],
+        "seed": row.spec["seed"],
+        "epochs": row.spec["epochs"],
+        "labels": row.labels,
+        "priority": row.priority,
+        "experiment": row.experiment,
+        "attempt": row.attempt,
+        "worker": row.worker,
+        "trained_seconds": row.trained_ms / 1000,
+        "bytes": row.bytes,
+        "created_at": rfc3339(row.created_at),
+        "started_at": rfc3339(row.started_at),
+        "finished_at": rfc3339(row.finished_at),
+        "version": row.version,
+        "revision": row.revision,
+    }
+
+
+def _field(spec: Any, dotted: str) -> Any:
+    """None where the spec has no such field."""
+    for name in dotted.split("."):
+        spec = spec.get(name) if isinstance(spec, dict) else None
+    return spec
 
 
 @dataclass(frozen=True)

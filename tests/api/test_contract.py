@@ -156,6 +156,9 @@ def test_every_other_answer_fits_its_document(any_api: Api) -> None:
     url, get = f"/v1/jobs/{run.job_id}", any_api.http.get
     fits(documents.JobDocument, get(url))
     fits(documents.JobListDocument, get("/v1/jobs"))
+    fits(documents.JobSummaryListDocument, get("/v1/jobs", params={"view": "summary"}))
+    fits(documents.ComparisonDocument, get("/v1/metrics/compare"))
+    fits(documents.BulkActionDocument, any_api.http.post("/v1/jobs/pause", json={"ids": [run.job_id]}))
     fits(documents.EventListDocument, get(f"{url}/events"))
     fits(documents.SeriesListDocument, get(f"{url}/metrics"))
     fits(documents.CheckpointListDocument, get(f"{url}/checkpoints"))

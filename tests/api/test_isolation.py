@@ -61,6 +61,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "updateExperiment": {"notes": "Ben was here"},
     "addSeeds": {"count": 1},
     "testWebhook": {"url": "https://example.com/"},
+    **dict.fromkeys(("cancelJobs", "pauseJobs", "resumeJobs", "deleteJobsById"), {"ids": ["job_00000000000000000000000000"]}),
 }
 """JSON bodies that keep every rule, for operations that do not take an empty object."""
 
@@ -308,6 +309,18 @@ def test_filters_find_only_ones_own(two: Two) -> None:
     for params in ({"label.word": WORD}, {"q": WORD}, {"q": two.anna.ended}, {"state": "succeeded"}):
         assert two.bens.get("/v1/jobs", params=params).json()["data"] == []
         assert len(two.annas.get("/v1/jobs", params=params).json()["data"]) >= 1
+
+
+@pytest.mark.parametrize("action", ["cancel", "pause", "resume", "delete"])
+def test_a_bulk_move_leaves_anothers(two: Two, action: str) -> None:
+    before = hers(two.api.store, two.anna)
+    answer = two.bens.post(f"/v1/jobs/{action}", json={"ids": [two.anna.queued, two.anna.ended]}).json()
+    assert answer["done"] == []
+    assert [(one["id"], one["code"]) for one in answer["refused"]] == [
+        (two.anna.queued, "job_not_found"),
+        (two.anna.ended, "job_not_found"),
+    ]
+    assert hers(two.api.store, two.anna) == before
 
 
 def test_bulk_deletion_leaves_anothers(two: Two) -> None:

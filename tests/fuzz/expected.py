@@ -20,6 +20,7 @@ OF_PARAMETERS = {
     ("name", "not_available"): "the same",
     ("unreadable", "not_available"): "the same",
     ("offset", "conflict"): "it is given with tail: the document knows no rule between parameters",
+    ("limit", "out_of_range"): "it is lower for whole jobs than for summaries: the document knows no rule between parameters",
     ("state", "missing_filter"): "it or another filter must be given: the document knows no rule between parameters",
 }
 OF_NAMES = {
