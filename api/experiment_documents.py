@@ -164,6 +164,8 @@ class PlannedArmDocument(Document):
     index: int
     label: str
     settings: Settings
+    pinned: Settings
+    """What settings that move (`best`, `latest`, a data set's newest version) mean now."""
 
 
 class PlanDocument(Document):

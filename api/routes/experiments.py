@@ -155,10 +155,7 @@ def _in_spec(violation: Violation) -> Violation:
 
 def _planned(parts: Parts, question: Question, owner: str) -> Response:
     with parts.store.read() as tx:
-        try:
-            submission.with_references_resolved(tx, question.base, owner=owner)
-        except InvalidSpec as error:
-            raise refusal([_in_spec(one) for one in error.violations]) from None
+        question, fixed = lifecycle.settled(tx, question, owner=owner)
     told = [{"index": arm.index, "settings": arm.settings, "tuned": {}} for arm in question.arms]
     spec = question.spec.model_dump(mode="json")
     names = labels(told, spec["spec"])  # type: ignore[arg-type]  # a TypedDict, made of literals
@@ -167,7 +164,8 @@ def _planned(parts: Parts, question: Question, owner: str) -> Response:
             "object": "experiment_plan",
             "spec": spec,
             "arms": [
-                {"index": arm.index, "label": label, "settings": arm.settings} for arm, label in zip(question.arms, names, strict=True)
+                {"index": arm.index, "label": label, "settings": arm.settings, "pinned": pinned}
+                for arm, label, pinned in zip(question.arms, names, fixed.pinned, strict=True)
             ],
             "baseline": question.baseline,
             "seeds": list(question.seeds),

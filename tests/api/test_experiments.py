@@ -121,6 +121,43 @@ def test_names_are_looked_up_in_every_part_of_a_question(api: Api) -> None:
     assert api.http.post(URL, json={**ALPHAS, "grid": {"model.name": ["resnet18", "resnet8"]}}).status_code == 202
 
 
+def with_checkpoint(api: Api) -> str:
+    run = builders.running(api.store)
+    builders.record(api.store, run, builders.plan(), builders.step(20), builders.checkpoint(10, 0.5), builders.checkpoint(20, 0.4))
+    builders.finish(api.store, run)
+    return run.job_id
+
+
+def test_a_dry_run_says_what_references_mean_now(any_api: Api) -> None:
+    origin = with_checkpoint(any_api)
+    question = {
+        "spec": {**DIGITS, "model": {"name": "resnet8", "init_from": f"{origin}/best"}},
+        "grid": {"model.init_from": [f"{origin}/latest", None]},
+        "seeds": 1,
+    }
+    answer = any_api.http.post(URL, json=question, params={"dry_run": "true"})
+    plan = documents.PlanDocument.model_validate_json(answer.content)
+    assert answer.json()["spec"]["spec"]["model"]["init_from"] == f"{origin}/step-00000010"
+    assert [arm.pinned for arm in plan.arms] == [{"model.init_from": f"{origin}/step-00000020"}, {}]
+    made = jobs_of(any_api, ask(any_api, question)["id"])
+    assert {job["spec"]["model"]["init_from"] for job in made} == {f"{origin}/step-00000020", None}
+
+
+@pytest.mark.parametrize("dry_run", ["true", "false"])
+@pytest.mark.parametrize("section", ["grid", "tune", "space"])
+def test_what_is_named_in_vain_is_told_where_it_was_written(any_api: Api, section: str, dry_run: str) -> None:
+    missing, unready = "job_01KAQZ5V3N8T4W6Y7C9E1G2H3J", any_api.submit()["id"]
+    values = [None, missing, f"{unready}/latest"]
+    question = {
+        "grid": {"spec": DIGITS, "grid": {"model.init_from": values}},
+        "tune": {**ALPHAS, "tune": {"model.init_from": values}},
+        "space": {"spec": DIGITS, "strategy": "random", "space": {"model.init_from": {"values": values}}},
+    }[section]
+    problem = refused(any_api.http.post(URL, json=question, params={"dry_run": dry_run}), 409, "reference_not_ready")
+    at = f"/{section}/model.init_from" + ("/values" if section == "space" else "")
+    assert {one["pointer"]: one["code"] for one in problem["errors"]} == {f"{at}/1": "not_found", f"{at}/2": "no_checkpoint"}
+
+
 def test_a_webhook_that_may_not_be_called_is_refused_in_its_place(api: Api) -> None:
     spec = {**DIGITS, "webhook": {"url": "http://169.254.169.254/"}}
     problem = refused(api.http.post(URL, json={**ALPHAS, "spec": spec}), 422, "invalid_spec")

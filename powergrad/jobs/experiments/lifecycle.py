@@ -10,6 +10,7 @@ made once is the primary key of its row: it is written before the job, in the sa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +21,18 @@ from ulid import ULID
 
 from powergrad.jobs import debts, quotas, submission
 from powergrad.jobs.changes import with_changes
-from powergrad.jobs.errors import IdempotencyMismatch, IllegalMove, InvalidSpec, JobError, QuotaExceeded, VersionMismatch, Violation
+from powergrad.jobs.errors import (
+    IdempotencyMismatch,
+    IllegalMove,
+    InvalidSpec,
+    JobError,
+    QuotaExceeded,
+    VersionMismatch,
+    Violation,
+    refusal,
+)
 from powergrad.jobs.experiments import analyses, evidence, news, records, results, searches, stages
+from powergrad.jobs.experiments import plan as plans
 from powergrad.jobs.experiments.answers import folder
 from powergrad.jobs.experiments.plan import Question
 from powergrad.jobs.experiments.records import Record, Run
@@ -97,7 +108,7 @@ def submit(tx: Tx, new: NewExperiment) -> Submitted:
         if not earlier.startswith("exp_"):
             raise IdempotencyMismatch(new.idempotency_key or "")
         return Submitted(earlier, replayed=True)
-    question, plan = _settled(tx, new)
+    question, plan = settled(tx, new.question, owner=new.owner)
     row = {
         "id": experiment_id,
         "owner": new.owner,
@@ -123,22 +134,42 @@ def submit(tx: Tx, new: NewExperiment) -> Submitted:
     return Submitted(experiment_id, replayed=False)
 
 
-def _settled(tx: Tx, new: NewExperiment) -> tuple[Question, Plan]:
+def settled(tx: Tx, question: Question, *, owner: str = LOCAL_OWNER) -> tuple[Question, Plan]:
     """The question with names that move (best, latest, a data set's newest version) fixed to what they mean now, the same for all arms that
-    name the same. Raises UnknownReference, NotReady."""
-    question = new.question
+    name the same. Raises UnknownReference, NotReady, with everything that is named in vain where it was written."""
     try:
-        base = with_references_resolved(tx, question.base, owner=new.owner)
-        settled = replace(question, base=base, spec=question.spec.model_copy(update={"spec": base.model_dump(mode="json")}))
-        pinned = tuple(_pinned(tx, settled, arm.settings, new.owner) for arm in settled.arms)
+        base = with_references_resolved(tx, question.base, owner=owner)
     except InvalidSpec as error:
-        found = [Violation("/spec" + one.pointer, one.code, one.detail, one.value) for one in error.violations]
-        raise type(error)(found) from None
-    return settled, Plan(seeds=settled.seeds, pinned=pinned, tuned=tuple(Tuned() for _ in settled.arms) if settled.candidates else ())
+        raise refusal([replace(one, pointer="/spec" + one.pointer) for one in error.violations]) from None
+    fixed = replace(question, base=base, spec=question.spec.model_copy(update={"spec": base.model_dump(mode="json")}))
+    _check_references(tx, fixed, owner)
+    pinned = tuple(_pinned(tx, fixed, arm.settings, owner) for arm in fixed.arms)
+    return fixed, Plan(seeds=fixed.seeds, pinned=pinned, tuned=tuple(Tuned() for _ in fixed.arms) if fixed.candidates else ())
+
+
+def _check_references(tx: Tx, question: Question, owner: str) -> None:
+    """What arms, candidates and choices name, each once. Raises UnknownReference, NotReady."""
+    seen: set[str] = set()
+    violations: list[Violation] = []
+    for settings, written_at in plans.variations(question):
+        names = json.dumps({path: value for path, value in settings.items() if _may_name(path)}, sort_keys=True)
+        if names != "{}" and names not in seen:
+            seen.add(names)
+            try:
+                with_references_resolved(tx, JobSpec.model_validate(with_changes(question.spec.spec, settings)), owner=owner)
+            except InvalidSpec as error:
+                violations += [plans.found_at(one, settings, written_at) for one in error.violations]
+    if violations:
+        raise refusal(plans.once(violations))
+
+
+def _may_name(path: str) -> bool:
+    """Whether what moves (a job's checkpoint, a set's newest version) can be named there."""
+    return path.split(".")[0] in {"data", "model"}
 
 
 def _pinned(tx: Tx, question: Question, settings: dict[str, Any], owner: str) -> dict[str, Any]:
-    if not any(path.split(".")[0] in {"data", "model"} for path in settings):
+    if not any(_may_name(path) for path in settings):
         return {}  # as the base
     asked = JobSpec.model_validate(with_changes(question.spec.spec, settings))
     found = with_references_resolved(tx, asked, owner=owner)

@@ -141,7 +141,7 @@ def parse(body: Any, *, models: Collection[str] = (), datasets: Collection[str] 
         asked = ExperimentSpec.model_validate(body)
     except ValidationError as error:
         found = [told for one in job_specs.violations_of(error, ExperimentSpec) if (told := _in_experiment(one, body)) is not None]
-        raise refusal([*_once(found), *_of_spec(body, models, datasets)]) from None
+        raise refusal([*once(found), *_of_spec(body, models, datasets)]) from None
     try:
         base = job_specs.parse(asked.spec, models=models, datasets=datasets)
     except InvalidSpec as error:
@@ -179,7 +179,7 @@ def _in_experiment(violation: Violation, body: Any) -> Violation | None:
     return Violation("/".join(parts), violation.code, violation.detail, violation.value)
 
 
-def _once(violations: Sequence[Violation]) -> list[Violation]:
+def once(violations: Sequence[Violation]) -> list[Violation]:
     return list({(one.pointer, one.code): one for one in reversed(violations)}.values())[::-1]
 
 
@@ -283,7 +283,7 @@ def _checked(asked: ExperimentSpec, base: JobSpec, models: Collection[str], data
     else:
         _check_arms(question, check)
     if check.violations:
-        raise refusal(_once(check.violations))
+        raise refusal(once(check.violations))
     baseline = None if search else _baseline(asked, arms, check)
     named = named.model_copy(update={"name": question.name})
     return Question(named, base, arms, candidates, baseline)
@@ -301,12 +301,13 @@ class _Check:
         try:
             found = job_specs.parse(with_changes(self.base, changes), models=self.models, datasets=self.datasets)
         except InvalidSpec as error:
-            self.violations += [_found_at(one, changes, written_at) for one in error.violations]
+            self.violations += [found_at(one, changes, written_at) for one in error.violations]
             return None
         return json.dumps(found.model_dump(mode="json"), sort_keys=True)
 
 
-def _found_at(violation: Violation, changes: Settings, written_at: Mapping[str, str]) -> Violation:
+def found_at(violation: Violation, changes: Settings, written_at: Mapping[str, str]) -> Violation:
+    """What is wrong with a spec that was changed, found where the change was written."""
     for path in sorted(written_at, key=len, reverse=True):
         for prefix in ("/" + path.replace(".", "/"), f"/set/{path}"):
             if violation.pointer == prefix and violation.code == "unknown_field":  # whatever the value
@@ -362,6 +363,19 @@ def _baseline(asked: ExperimentSpec, arms: Sequence[Arm], check: _Check) -> int:
         return specs.index(wanted)
     alphas = [json.loads(text)["loss"]["alpha"] if text is not None else None for text in specs]
     return next((index for index, alpha in enumerate(alphas) if alpha == 1.0), 0)
+
+
+def variations(question: Question) -> Iterator[tuple[Settings, dict[str, str]]]:
+    """What runs may be given beyond the base, each with the place where it was written: every arm, alone and with every candidate of its tuning;
+    of a space every choice by itself, as its draws are not known."""
+    grid, tune = question.spec.grid, question.spec.tune
+    for arm, places in zip(question.arms, _places("grid", grid), strict=bool(question.arms)):
+        yield arm.settings, places
+        for chosen, tune_places in zip(question.candidates, _places("tune", tune), strict=bool(tune)):
+            yield {**arm.settings, **chosen}, {**places, **tune_places}
+    for path, one in question.spec.space.items():
+        for index, value in enumerate(one.values if isinstance(one, Choice) else ()):
+            yield {path: value}, {path: f"/space/{path}/values/{index}"}
 
 
 def combinations(grid: Grid) -> Iterator[Settings]:
