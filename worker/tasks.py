@@ -196,7 +196,6 @@ class _Lane:
             return self._hear(task, process, answer_fd, deadline_s=deadline_s, cpu_s=cpu_s)
         finally:
             process.kill()
-            process.wait(RETRY_S)
             process.close()
             os.close(answer_fd)
 

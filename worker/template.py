@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 PRELOAD = ["powergrad.template", "worker.child", "multiprocessing.popen_forkserver"]  # the last two are what every fork would import
 RESTART_PAUSE_S = 1.0
+GONE_WITHIN_S = 10.0
 LOST_EXIT = 255  # what multiprocessing reports for a child whose forkserver died
 
 
@@ -54,6 +55,10 @@ class Trainer:
                 os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
+        """Let go of a process that has ended, or was killed and takes a moment to end; one that a hung device holds is left to the kernel."""
+        if self.wait(GONE_WITHIN_S) is None:
+            log.warning("a killed process does not end", pid=self.pid)
+            return
         with self._lock:
             self._process.close()
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
+
+import psutil
 
 from powergrad.jobs.rows import Run
 from tests.worker.conftest import Place
@@ -44,3 +47,13 @@ def test_a_fence_after_the_trainer_has_gone_only_says_so(place: Place, tmp_path:
     trainer.close()
     lease.fence()
     assert lease.over.is_set()
+
+
+def test_a_process_is_let_go_of_while_it_is_still_on_its_way_out(place: Place, tmp_path: Path) -> None:
+    """Between SIGKILL and its end lies a moment; an attempt that was fenced off must not end in an error for it."""
+    process = started(place, "hang", tmp_path)
+    killer = threading.Timer(0.3, process.kill)
+    killer.start()
+    process.close()
+    killer.join()
+    assert not psutil.pid_exists(process.pid)
