@@ -34,7 +34,8 @@ def second_stack(site: Site) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.row(13)
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.long  # the ordinary run tells the command itself so, and every process of it
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_stack_leaves_no_process_and_goes_on_when_started_again(site: Site, undisturbed: str, number: signal.Signals) -> None:
     job_id = site.submit()
     site.until_step(job_id, 3)
