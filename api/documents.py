@@ -374,7 +374,9 @@ class WorkerDocument(Document):
     devices: list[dict[str, Any]]
     """The CPU, then each GPU with its memory and, of its four quarters, those that this worker's jobs hold: quarters_in_use."""
     running: list[str]
-    """Ids of the jobs it runs."""
+    """Ids of the caller's jobs that it runs; an admin is told of all."""
+    others: int
+    """Jobs of others that it runs beside these."""
     started_at: AwareDatetime
     heartbeat_at: AwareDatetime
 

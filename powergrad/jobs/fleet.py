@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -98,11 +99,15 @@ def hosts(tx: Tx) -> list[tuple[int, str]]:
 
 
 def live_workers(tx: Tx, *, owner: str | None = None) -> list[dict[str, Any]]:
-    """The live workers as JSON, with the jobs each one runs: an owner's own, or everybody's."""
+    """The live workers as JSON, with the jobs each one runs: an owner's own by their ids and the others' by their number, or everybody's."""
     rows = tx.all(select(workers).where(_alive(tx)).order_by(workers.c.id))
     running: dict[str, list[str]] = {}
-    for row in tx.all(select(jobs.c.id, jobs.c.worker).where(IS_OWNED, *() if owner is None else (jobs.c.owner == owner,))):
-        running.setdefault(row.worker, []).append(row.id)
+    others: Counter[str] = Counter()
+    for row in tx.all(select(jobs.c.id, jobs.c.worker, jobs.c.owner).where(IS_OWNED)):
+        if owner in (None, row.owner):
+            running.setdefault(row.worker, []).append(row.id)
+        else:
+            others[row.worker] += 1
     return [
         {
             "id": row.id,
@@ -114,6 +119,7 @@ def live_workers(tx: Tx, *, owner: str | None = None) -> list[dict[str, Any]]:
             "slots": row.slots,
             "devices": row.devices,
             "running": sorted(running.get(row.id, [])),
+            "others": others[row.id],
             "started_at": rfc3339(row.started_at),
             "heartbeat_at": rfc3339(row.heartbeat_at),
         }

@@ -338,10 +338,10 @@ def test_a_worker_does_not_tell_whose_job_it_runs(any_api: Api) -> None:
     register_worker(store)
     builders.submit(store, owner=ANNA)
     run = builders.claimed(store, replace(builders.OFFER, worker="host:1")).run
-    for owner, scope, seen in ((ANNA, Scope.READ, [run.job_id]), (BEN, Scope.READ, []), (BEN, Scope.ADMIN, [run.job_id])):
+    for owner, scope, seen, others in ((ANNA, Scope.READ, [run.job_id], 0), (BEN, Scope.READ, [], 1), (BEN, Scope.ADMIN, [run.job_id], 0)):
         with calling(any_api, made(any_api, owner, scope)) as http:
             (worker,) = http.get("/v1/workers").json()["data"]
-            assert worker["running"] == seen
+            assert (worker["running"], worker["others"]) == (seen, others), "that it is busy, and no more"
 
 
 def test_keys_are_looked_at_in_every_way_of_writing_the_path(two: Two) -> None:
