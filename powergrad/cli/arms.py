@@ -56,10 +56,10 @@ def verdict(view: ExperimentView) -> str:
         return view.verdict
     if view.analysis.state == "failed":
         error = view.analysis.error or {}
-        return f"no verdict: the analysis failed ({error.get('detail') or error.get('code') or 'unknown'})"
+        return f"No verdict: the analysis failed ({error.get('detail') or error.get('code') or 'unknown'})"
     if view.is_terminal:
-        return "no verdict: no run succeeded" if view.state == "failed" else "no verdict"
-    return "no verdict yet: it comes once runs have ended"
+        return "No verdict: no run succeeded" if view.state == "failed" else "No verdict"
+    return "No verdict yet: it comes once runs have ended"
 
 
 def arms_table(view: ExperimentView) -> Table:

@@ -27,7 +27,15 @@ def sentence(findings: Findings) -> str:
     An arm is called better or worse only where Holm's p is below SIGNIFICANCE and the interval excludes 0 on that side.
     """
     said = _sentence(findings)
-    return f"so far ({findings['finished']} of {findings['planned']} runs): {said}" if findings["finished"] and _is_open(findings) else said
+    if findings["finished"] and _is_open(findings):
+        return f"So far ({findings['finished']} of {findings['planned']} runs): {said}"
+    return _capital(said, [arm["label"] for arm in findings["arms"]])
+
+
+def _capital(said: str, labels: Sequence[str]) -> str:
+    """With a capital at its head; an arm's label there stays as it is: `lr = 0.1` is no word, and `α` not an A."""
+    is_name = any(label and said.startswith(label) for label in labels)
+    return said if is_name else said[:1].upper() + said[1:]
 
 
 def cautions(evidence: Evidence, findings: Findings) -> list[str]:
@@ -255,7 +263,9 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _of_missing_runs(evidence: Evidence, findings: Findings) -> list[str]:
-    """One caution an arm that lost runs."""
+    """One caution an arm that lost runs; of a search one for all its settings."""
+    if evidence["strategy"] != "grid":
+        return _of_lost_settings(evidence, findings)
     told = []
     for arm in findings["arms"]:
         if lost := _lost(evidence, arm["index"]):
@@ -264,8 +274,21 @@ def _of_missing_runs(evidence: Evidence, findings: Findings) -> list[str]:
     return told
 
 
+def _of_lost_settings(evidence: Evidence, findings: Findings) -> list[str]:
+    """With the first jobs of each reason, to look at."""
+    lost: dict[str, list[str]] = defaultdict(list)
+    for run in evidence["runs"]:
+        if reason := _why_lost(run, evidence):
+            lost[reason].append(run["job"])
+    if not lost:
+        return []
+    reasons = "; ".join(f"{len(some)} {why} ({_listed(some)})" for why, some in sorted(lost.items(), key=lambda one: -len(one[1])))
+    n = sum(map(len, lost.values()))
+    return [f"{n} of {len(findings['arms'])} settings gave no result: {reasons}. Nothing can be said of {'it' if n == 1 else 'them'}."]
+
+
 def _lost(evidence: Evidence, arm: int) -> dict[str, list[int]]:
-    """Seeds that ended and do not count, by the reason. A search cancels what is behind: that is no loss."""
+    """Seeds that ended and do not count, by the reason."""
     why: dict[int, str | None] = {}
     for run in sorted(evidence["runs"], key=lambda run: run["seed"]):
         if run["arm"] == arm and why.get(run["seed"], "") is not None:
@@ -329,7 +352,7 @@ def _of_shared_settings(evidence: Evidence) -> list[str]:
 def _of_grid_edges(evidence: Evidence, findings: Findings) -> list[str]:
     names = {arm["index"]: arm["label"] for arm in findings["arms"]}
     return [
-        f"{names.get(tuning['arm'], 'an arm')}: the {words(path)} that tuning chose{_chosen(tuning['chosen'], path)} is the lowest or the highest "
+        f"{names.get(tuning['arm'], 'An arm')}: the {words(path)} that tuning chose{_chosen(tuning['chosen'], path)} is the lowest or the highest "
         "that was tried; a better one may lie beyond."
         for tuning in evidence["tuning"]
         for path in tuning["at_edge"]

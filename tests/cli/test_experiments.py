@@ -229,12 +229,12 @@ def test_there_are_examples() -> None:
 
 def test_an_experiment_without_results_can_be_shown() -> None:
     view = ExperimentView.model_validate({"id": "exp_1", "state": "queued", "arms": [{"index": 0, "label": "α = 1"}], "baseline": 0})
-    assert arms.verdict(view).startswith("no verdict yet")
+    assert arms.verdict(view).startswith("No verdict yet")
     assert arms.arms_table(view).row_count == 1
     assert not view.is_settled
     failed = view.model_copy(update={"state": "failed"})
     assert failed.is_settled
-    assert arms.verdict(failed) == "no verdict: no run succeeded"
+    assert arms.verdict(failed) == "No verdict: no run succeeded"
 
 
 def test_an_experiment_says_what_it_is(client: Client, answered: ExperimentView) -> None:

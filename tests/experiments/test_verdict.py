@@ -36,22 +36,22 @@ def said(*scores: Any, **options: Any) -> str:
         ([BASE, plus(BETTER, -1)], "α = 0.5 is worse than α = 1 by 1.4 points (95 % CI 1.0 to 1.8, 5 seeds, p < 0.001)"),
         (
             [BASE, plus(LITTLE)],
-            "no clear difference between α = 0.5 and α = 1: up to 0.3 points either way cannot be excluded (95 % CI, 5 seeds, p = 1.00)",
+            "No clear difference between α = 0.5 and α = 1: up to 0.3 points either way cannot be excluded (95 % CI, 5 seeds, p = 1.00)",
         ),
         (
             [BASE, plus([0.012, -0.004, 0.01, 0.002, 0.004])],
-            ("no clear difference between α = 0.5 and α = 1: from 0.3 points worse to 1.3 points better cannot be excluded "
+            ("No clear difference between α = 0.5 and α = 1: from 0.3 points worse to 1.3 points better cannot be excluded "
             "(95 % CI, 5 seeds, p = 0.17); 12 more seeds would probably settle it if the difference is as seen"),
         ),
         ([BASE, BASE], "α = 0.5 and α = 1 are identical: the same val_top1 on each of 5 seeds"),
-        ([BASE[:1], plus(BETTER)[:1]], "one seed says nothing about chance: on it, against α = 1, α = 0.5 was 1.2 points better"),
-        ([BASE[:1], BASE[:1], [0.8]], "one seed says nothing about chance: on it, against α = 1, α = 0.5 was no different and α = 0.25 was 10.0 points worse"),
-        ([[0.9, None], [None, 0.9]], "nothing can be compared: no seed was finished by both α = 1 and α = 0.5"),
-        ([[None], [None]], "nothing can be said: no run ended with a finite val_top1 (2 failed)"),
-        ([BASE], "one arm, nothing to compare it with: val_top1 90.00 % (95 % CI 89.02 to 90.98, 5 seeds)"),
+        ([BASE[:1], plus(BETTER)[:1]], "One seed says nothing about chance: on it, against α = 1, α = 0.5 was 1.2 points better"),
+        ([BASE[:1], BASE[:1], [0.8]], "One seed says nothing about chance: on it, against α = 1, α = 0.5 was no different and α = 0.25 was 10.0 points worse"),
+        ([[0.9, None], [None, 0.9]], "Nothing can be compared: no seed was finished by both α = 1 and α = 0.5"),
+        ([[None], [None]], "Nothing can be said: no run ended with a finite val_top1 (2 failed)"),
+        ([BASE], "One arm, nothing to compare it with: val_top1 90.00 % (95 % CI 89.02 to 90.98, 5 seeds)"),
         (
             [[0.5] * 4, [0.6] * 4],
-            "no clear difference between α = 0.5 and α = 1: 4 seeds with the same difference are too few to exclude chance (p = 0.12)",
+            "No clear difference between α = 0.5 and α = 1: 4 seeds with the same difference are too few to exclude chance (p = 0.12)",
         ),
         ([[0.5] * 7, [0.6] * 7], "α = 0.5 is better than α = 1 by exactly 10.0 points on each of 7 seeds (p = 0.016, by the signs alone)"),
         (
@@ -60,7 +60,7 @@ def said(*scores: Any, **options: Any) -> str:
         ),
         (
             [BASE, plus(BETTER), plus(BETTER, -1), plus(UNCLEAR)],
-            ("better than α = 1: α = 0.5 by 1.4 points (95 % CI 1.0 to 1.8, 5 seeds, Holm p = 0.002); "
+            ("Better than α = 1: α = 0.5 by 1.4 points (95 % CI 1.0 to 1.8, 5 seeds, Holm p = 0.002); "
             "worse than α = 1: α = 0.25 by 1.4 points (95 % CI 1.0 to 1.8, 5 seeds, Holm p = 0.002); "
             "no clear difference to α = 1: α = 0.05 (0.4 points worse to 0.5 points better, about 255 more seeds to tell)"),
         ),
@@ -89,7 +89,7 @@ def test_a_lower_loss_is_the_better_side_of_what_is_open_and_of_a_single_seed() 
 
 
 def test_nothing_finished_yet() -> None:
-    assert said([0], [0], runs=[run(0, 0, None, state="running"), run(1, 0, None, state="queued")]) == "no run has finished yet"
+    assert said([0], [0], runs=[run(0, 0, None, state="running"), run(1, 0, None, state="queued")]) == "No run has finished yet"
 
 
 def test_while_runs_are_open_it_is_said_so() -> None:
@@ -99,7 +99,7 @@ def test_while_runs_are_open_it_is_said_so() -> None:
         for seed, value in enumerate(row)
     ]
     verdict = said(BASE, BASE, runs=runs)
-    assert verdict.startswith("so far (8 of 10 runs): α = 0.5 is better than α = 1 by 1.4 points (")
+    assert verdict.startswith("So far (8 of 10 runs): α = 0.5 is better than α = 1 by 1.4 points (")
     assert "4 of 5 seeds" in verdict
 
 
@@ -143,7 +143,7 @@ def test_better_is_claimed_only_with_an_interval_beyond_0_and_a_small_p(
         assert change["high"] is not None
         assert min(side * change["low"], side * change["high"]) > 0
         assert (change["p_t_holm"] or 0) < SIGNIFICANCE
-    claims = {"better": r"is better than|better than α = \S+:", "worse": r"is worse than|worse than (it|α = \S+):"}
+    claims = {"better": r"is better than|[Bb]etter than α = \S+:", "worse": r"is worse than|[Ww]orse than (it|α = \S+):"}
     for conclusion, pattern in claims.items():
         assert bool(re.search(pattern, found["verdict"])) == bool(settled[conclusion]), found["verdict"]
 
@@ -174,8 +174,32 @@ def test_a_run_that_succeeded_when_it_was_made_again_is_not_lost() -> None:
 
 def test_a_search_that_drops_a_run_has_not_lost_it() -> None:
     runs = [run(0, 0, 0.9), run(1, 0, 0.8, state="cancelled")]
-    assert "lacks" not in warned(evidence([0], [0], runs=runs, strategy="asha", baseline=None))
+    assert "gave no result" not in warned(evidence([0], [0], runs=runs, strategy="asha", baseline=None))
     assert "No p-values" in warned(evidence([0], [0], runs=runs, strategy="asha", baseline=None))
+
+
+def test_the_lost_settings_of_a_search_are_told_together_with_the_first_jobs() -> None:
+    runs = [
+        run(0, 0, 0.9),
+        *(run(arm, 0, None, state="failed", reason="diverged") for arm in range(1, 7)),
+        run(7, 0, None, state="succeeded"),
+    ]
+    told = [
+        one
+        for one in analyse(evidence(*[[0]] * 8, runs=runs, strategy="random", baseline=None), resamples=0)["warnings"]
+        if "no result" in one
+    ]
+    jobs = [one["job"] for one in runs]
+    (found,) = told
+    assert found == (
+        f"7 of 8 settings gave no result: 6 diverged ({jobs[1]}, {jobs[2]}, {jobs[3]} and 3 more); 1 no finite val_top1 ({jobs[7]}). "
+        "Nothing can be said of them."
+    )
+
+
+def test_a_label_at_the_head_of_a_sentence_stays_as_it_is() -> None:
+    assert said(BASE, plus(BETTER)).startswith("α = 0.5 is better")
+    assert said([BASE[0], None], [None, BASE[0]]).startswith("Nothing can be compared")
 
 
 def test_a_shared_learning_rate_is_warned_of() -> None:
