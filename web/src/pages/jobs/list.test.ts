@@ -47,7 +47,7 @@ test("unknown columns are left out, the name is always there", () => {
 });
 
 test("a bulk move is told with each reason once", () => {
-  const refused = ["a", "b"].map((id) => ({ id, code: "illegal_move", detail: `${id} has ended` }));
+  const refused = ["job_1", "job_2"].map((id) => ({ id, code: "illegal_move", detail: `${id} has ended` }));
   expect(told({ action: "cancel", done: ["x"], refused })).toBe("1 cancelled, 2 could not: the job has ended (2 times)");
   expect(told({ action: "pause", done: ["x", "y"], refused: [] })).toBe("2 paused.");
 });
