@@ -14,6 +14,7 @@ from pydantic.json_schema import models_json_schema
 from api import access, errors
 from api.documents import ProblemDocument
 from api.errors import Kind
+from powergrad.jobs import gpus
 from powergrad.jobs.experiments.spec import ExperimentSpec
 from powergrad.jobs.spec import JobSpec
 
@@ -47,6 +48,16 @@ GIVES = {
     ("listPresets", "200"): {"name": "$response.body#/data/0/name"},
     ("predict", "202"): {"task_id": "$response.body#/id"},
 }
+GPUS = [{"type": "integer", "minimum": 0, "maximum": gpus.MOST}, {"type": "number", "enum": list(gpus.PARTS)}]
+ONE_NUMBER = {
+    "type": "number",
+    "minimum": 0,
+    "maximum": gpus.MOST,
+    "multipleOf": min(gpus.PARTS),
+    "if": {"exclusiveMinimum": 1},
+    "then": {"multipleOf": 1},
+}
+"""The same numbers as GPUS: generators know no choice between a whole number and fractions."""
 EVERYWHERE = (errors.FORBIDDEN_HOST, errors.INVALID_REQUEST, errors.INTERNAL)
 GUARDED = (errors.UNAUTHENTICATED, errors.FORBIDDEN_SCOPE, errors.UNAVAILABLE)  # the keys are in the database
 STORED = (errors.UNAVAILABLE,)  # of every route that asks the database
@@ -138,6 +149,7 @@ def _document(app: FastAPI, bodies: list[type[BaseModel]]) -> dict[str, Any]:
     schemas[errors.SCHEMA_NAME] = schemas.pop(ProblemDocument.__name__)
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which nothing here sends
         schemas.pop(name, None)
+    _for_generators(schemas)
     found["components"]["securitySchemes"] = SECURITY
     for method, path, operation in operations(found):
         operation["security"] = _security(method.upper(), path)
@@ -145,6 +157,21 @@ def _document(app: FastAPI, bodies: list[type[BaseModel]]) -> dict[str, Any]:
             _never_null(parameter["schema"])  # what is sent is text: an absent parameter is what Python calls None
     _link(found)
     return found
+
+
+def _for_generators(schemas: dict[str, Any]) -> None:
+    """Say the same so that a generator of clients can take it: unions with a default by a name of their own, a number as one kind."""
+    for name, schema in list(schemas.items()):
+        for title, field in schema.get("properties", {}).items():
+            union = {key: field[key] for key in ("oneOf", "anyOf", "discriminator") if key in field}
+            if union and isinstance(field.get("default"), dict):
+                named = name + field.get("title", title.title())
+                schemas[named] = union
+                for key in union:
+                    del field[key]
+                field["$ref"] = REFERENCE.format(model=named)
+            if field.get("anyOf", [])[: len(GPUS)] == GPUS:
+                field["anyOf"][: len(GPUS)] = [ONE_NUMBER]
 
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import setproctitle
 import structlog
@@ -32,6 +32,9 @@ from worker.slots import Reach, Slots, TakenSlots, device_report, find_gpus, loc
 from worker.supervisor import Bench, supervise
 from worker.tasks import TaskRunner
 from worker.template import Template
+
+if TYPE_CHECKING:  # its client is an extra
+    from powergrad.sinks.mlflow import Copier
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +62,7 @@ class WorkerService:
         self.bench = Bench(settings, self.store, self.artifacts, self.template, self.draining, self._give_up)
         self.tasks = TaskRunner(self.store, self.artifacts, self.template, self.draining)
         self.sweeper = Sweeper(self.store, self.artifacts, ring, settings.sweep_s)
+        self.copier = self._new_copier() if settings.mlflow_url else None
         self._life_dir = run_dir / "workers"
         self._life: list[int] = []
         self._stopping = threading.Event()
@@ -76,6 +80,8 @@ class WorkerService:
         self.template.start()
         self.sweeper.start()
         self.tasks.start()
+        if self.copier is not None:
+            self.copier.start()
         for target in (self._beat, self._look_for_work):
             thread = threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True)
             thread.start()
@@ -95,6 +101,8 @@ class WorkerService:
         self._look_again.set()
         self.sweeper.stop()
         self.tasks.stop()
+        if self.copier is not None:
+            self.copier.stop()
         for thread in self._threads:
             thread.join(timeout=10)
         self.template.stop()
@@ -145,8 +153,16 @@ class WorkerService:
                 raise
             log.warning("database away: the catalogue is not published")
 
+    def _new_copier(self) -> Copier:
+        try:
+            from powergrad.sinks.mlflow import Copier
+        except ImportError as error:
+            raise SystemExit(f"POWERGRAD_MLFLOW_URL is set: pip install 'powergrad[mlflow]' ({error})") from error
+        return Copier(self.store, self.artifacts, self.settings.mlflow_url, self.settings.mlflow_experiment)
+
     def _outputs(self) -> list[dict[str, Any]]:
-        return [{"name": "tensorboard"}] if tensorboard.is_available() else []
+        written = {"tensorboard": tensorboard.is_available(), "mlflow": self.copier is not None}
+        return [{"name": name} for name, is_written in written.items() if is_written]
 
     def _beat(self) -> None:
         while not self._stopping.wait(self.settings.heartbeat_s):

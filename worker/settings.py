@@ -44,6 +44,10 @@ class WorkerSettings(BaseSettings):
     """Seconds after its end that a job is deleted which does not say so itself; default never. The API must be told the same."""
     stop_grace_s: float = Field(default=60.0, gt=0.0)
     """Time a trainer has to write its checkpoint when it is told to stop."""
+    mlflow_url: str = Field(default="", pattern=r"^(https?://[!-~]+)?$")
+    """Tracking server to which jobs with `outputs.mlflow` are copied; empty is none. MLFLOW_TRACKING_USERNAME, _PASSWORD and _TOKEN are honoured."""
+    mlflow_experiment: str = Field(default="powergrad", min_length=1, max_length=256)
+    """The MLflow experiment in which their runs are."""
     log_format: LogFormat = "console"
     """console or json."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, or_, select, update
 
-from powergrad.jobs import outbox, quotas
+from powergrad.jobs import copies, outbox, quotas
 from powergrad.jobs.debts import owe
 from powergrad.jobs.errors import (
     Fenced,
@@ -34,6 +34,7 @@ from powergrad.jobs.tables import (
     job_labels,
     jobs,
     metric_chunks,
+    mlflow_copies,
     tasks,
 )
 
@@ -50,7 +51,7 @@ def forget(tx: Tx, job_ids: Sequence[str]) -> None:
     """Delete all rows of jobs that this transaction holds, and owe their files."""
     if not job_ids:
         return
-    for table in (job_labels, attempts, events, metric_chunks, checkpoints, artifacts, idempotency_keys):
+    for table in (job_labels, attempts, events, metric_chunks, checkpoints, artifacts, idempotency_keys, mlflow_copies):
         tx.run(delete(table).where(table.c.job_id.in_(job_ids)))
     asked = tx.all(delete(tasks).where(tasks.c.job_id.in_(job_ids)).returning(tasks.c.id))
     gone = tx.all(delete(jobs).where(jobs.c.id.in_(job_ids)).returning(jobs.c.id, jobs.c.seq, jobs.c.experiment))
@@ -172,6 +173,8 @@ def move(
     if write(tx, where, {**(values or {}), "state": to, "version": row.version + 1}, happened) is None:
         raise Fenced(row.id, row.attempt)
     outbox.announce(tx, row, to, (values or {}).get("reason"))
+    if origin in TERMINAL:
+        copies.wake(tx, row.id)
 
 
 def move_all(tx: Tx, rows: Sequence[Row[Any]], path: Sequence[JobState], values: dict[str, Any] | None = None) -> None:

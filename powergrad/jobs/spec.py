@@ -53,6 +53,7 @@ ONLY_THESE: dict[str, Any] = {"additionalProperties": False}
 
 HOW_TO_HAVE = {
     "tensorboard": "no worker has the package: the operator installs it by pip install 'powergrad[tensorboard]'",
+    "mlflow": "no worker knows an MLflow server: the operator sets POWERGRAD_MLFLOW_URL, with powergrad[mlflow] installed",
 }
 """Of outputs that workers can do without: what to do where they cannot write one."""
 
@@ -124,6 +125,8 @@ class RetentionSpec(SpecModel):
 class OutputsSpec(SpecModel):
     tensorboard: bool = False
     """Write the metrics as a TensorBoard event file too, at checkpoints and at the end: one of the artifacts."""
+    mlflow: bool = False
+    """Copy parameters, metrics, artifacts and state to the MLflow server that the operator has set."""
 
 
 WebhookEvent = Literal["job.started", "job.paused", "job.succeeded", "job.failed", "job.cancelled"]

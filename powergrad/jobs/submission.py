@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from sqlalchemy import and_, delete, insert, select
 from ulid import ULID
 
-from powergrad.jobs import datasets, quotas
+from powergrad.jobs import copies, datasets, quotas
 from powergrad.jobs.errors import (
     CheckpointNotFound,
     IdempotencyMismatch,
@@ -119,6 +119,7 @@ def submit_all(tx: Tx, group: Sequence[Submission]) -> list[Submitted | JobError
 def _put_jobs(tx: Tx, fresh: list[dict[str, Any]], born: list[dict[str, Any]]) -> None:
     tx.run(_INSERT_JOBS, fresh)
     tx.run(_INSERT_EVENTS, born)
+    copies.begin(tx, [row["id"] for row in fresh if row["spec"]["outputs"]["mlflow"]])
     labels = [{"job_id": row["id"], "key": key, "value": value} for row in fresh for key, value in row["labels"].items()]
     if labels:
         tx.run(insert(job_labels), labels)

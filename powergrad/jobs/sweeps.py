@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, and_, delete, or_, select, true, update
 
-from powergrad.jobs import debts
+from powergrad.jobs import copies, debts
 from powergrad.jobs.claims import CLAIM_CANDIDATES
 from powergrad.jobs.rows import end_attempt, for_update, forget, is_runnable, owners_with
 from powergrad.jobs.states import TERMINAL, End, JobState, Outcome, Reason, ReasonCode
@@ -55,7 +55,8 @@ def sweep(tx: Tx) -> Swept:
 def expire(tx: Tx, *, limit: int = MOST_EXPIRED) -> list[str]:
     """Delete jobs that have outlived their end by their `ttl_seconds`, or else by the server's; their ids, the first ended first.
 
-    A job stays while one of its checkpoints is pinned, while a job that has not ended starts from one, or while its experiment has not ended.
+    A job stays while one of its checkpoints is pinned, while a job that has not ended starts from one, while its experiment has not ended,
+    or, for a week, while its copy in MLflow is not whole.
     """
     if not has_outlived(tx):
         return []
@@ -80,7 +81,7 @@ def _outlived(tx: Tx) -> ColumnElement[bool]:
         over = or_(over, and_(jobs.c.ttl_s.is_(None), jobs.c.finished_at <= tx.now_ms - int(1000 * tx.job_ttl_s)))
     pinned = select(checkpoints.c.step).where(checkpoints.c.job_id == jobs.c.id, checkpoints.c.pinned)
     at_work = select(experiments.c.id).where(experiments.c.id == jobs.c.experiment, experiments.c.finished_at.is_(None))
-    return and_(jobs.c.finished_at.is_not(None), over, ~pinned.exists(), ~at_work.exists())
+    return and_(jobs.c.finished_at.is_not(None), over, ~pinned.exists(), ~at_work.exists(), ~copies.is_waited_for(tx))
 
 
 def _origins_in_use(tx: Tx) -> set[str]:

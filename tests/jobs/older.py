@@ -9,7 +9,7 @@ from powergrad.jobs.migrate import _config, is_current
 from powergrad.jobs.store import Store
 from powergrad.jobs.tables import jobs
 
-NEW_FIELDS = frozenset({"retention"})
+NEW_FIELDS = frozenset({"retention", "outputs"})
 """Of a spec, since 0001."""
 
 
