@@ -68,6 +68,8 @@ class QueueDocument(Document):
     position: int | None
     """1 is next, counted to 1000; null when not queued, and in lists."""
     waiting_for: str | None
+    """Why it does not run, in words: of a queued job, and of a paused one that a search holds until it is among the best (to resume it sends it
+    on to its end)."""
 
 
 class RetentionDocument(Document):

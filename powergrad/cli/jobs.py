@@ -417,6 +417,8 @@ def _facts(job: Job) -> list[tuple[str, str]]:
             facts.append(("try", escape(job.reason.hint)))
     if job.queue is not None and job.state == "queued":
         facts.append(("queue", escape(f"place {job.queue.position or '–'}, waits for {job.queue.waiting_for or 'a worker'}")))
+    if job.queue is not None and job.state == "paused" and job.queue.waiting_for:
+        facts.append(("waits for", escape(job.queue.waiting_for)))
     if progress.steps:
         done = f"step {progress.step or 0}/{progress.steps}, epoch {_epochs(job)}, {console.percent(progress.fraction)}"
         facts.append(("progress", done + (f", ETA {console.duration(progress.eta_s)}" if job.state == "running" else "")))

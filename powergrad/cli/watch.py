@@ -82,6 +82,8 @@ def _note(job: Job) -> str:
     if job.state == "queued" and job.queue is not None:
         place = f"place {job.queue.position}" if job.queue.position else ""
         return ", ".join(text for text in (place, f"waits for {job.queue.waiting_for}" if job.queue.waiting_for else "") if text)
+    if job.state == "paused" and job.queue is not None and job.queue.waiting_for:
+        return f"waits for {job.queue.waiting_for}"
     return f"attempt {job.attempt}" if job.attempt > 1 else ""
 
 

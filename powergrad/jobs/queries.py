@@ -100,7 +100,7 @@ def etag(job: dict[str, Any]) -> str:
     """Changes exactly when the job's JSON does, progress, attempts and queue position included."""
     # the revision counts every change of the row; only the place in the queue moves without it
     waits = job["queue"]
-    place = "" if waits["waiting_for"] is None else f"-{waits['position']}-{zlib.crc32(waits['waiting_for'].encode()):08x}"
+    place = "" if job["state"] != JobState.QUEUED else f"-{waits['position']}-{zlib.crc32(waits['waiting_for'].encode()):08x}"
     return f'"{job["version"]}-{job["revision"]}{place}"'
 
 
@@ -154,7 +154,7 @@ SUMMARY = tuple(
             "worker",
             "gpus",
         ),
-        *("not_before", "trained_ms", "bytes", "created_at", "started_at", "finished_at", "version", "revision"),
+        *("not_before", "hold_epoch", "trained_ms", "bytes", "created_at", "started_at", "finished_at", "version", "revision"),
     )
 )
 
@@ -329,7 +329,10 @@ def _attempt(row: Row[Any]) -> dict[str, Any]:
 
 
 def _waiting_for(row: Row[Any] | SimpleNamespace, capacity: fleet.Capacity, now_ms: int, held_back: str | None) -> str | None:
-    """Why a queued job does not run, in words; None when it is not queued. held_back: by which limit its owner's jobs are, if any."""
+    """Why a queued job does not run, or one that its search has paused, in words; else None. held_back: by which limit its owner's jobs are,
+    if any."""
+    if row.state == JobState.PAUSED and row.hold_epoch is not None and row.progress["epoch"] >= row.hold_epoch:
+        return f"its search, which held it after {row.hold_epoch} epoch{'' if row.hold_epoch == 1 else 's'} and sends on the best there"
     if row.state != JobState.QUEUED:
         return None
     if row.not_before is not None and row.not_before > now_ms:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from powergrad.jobs import lifecycle, rows, submission, sweeps
+from powergrad.jobs import lifecycle, queries, rows, submission, sweeps
 from powergrad.jobs.errors import Fenced, IllegalMove
 from powergrad.jobs.rows import Run
 from powergrad.jobs.states import JobState, Outcome, ReasonCode
@@ -41,6 +41,26 @@ def test_a_held_job_is_paused_at_no_cost_and_says_where(store: Store) -> None:
     assert b.told(store, run.job_id, "state")[-1] == {"from": "running", "to": "paused", "attempt": 1, "reason": "held at epoch 1"}
     assert b.told(store, run.job_id, "attempt_ended")[-1]["outcome"] == "held"
     assert b.claim(store) is None
+
+
+def test_a_held_job_says_that_its_search_holds_it(store: Store) -> None:
+    run = trained(store)
+    b.finish(store, run, Outcome.HELD)
+    with store.read() as tx:
+        shown = queries.get(tx, run.job_id)
+        (line,) = queries.summaries(tx, queries.Filter(), limit=2).data
+    told = "its search, which held it after 1 epoch and sends on the best there"
+    assert shown["queue"] == {"position": None, "waiting_for": told}
+    assert line["waiting_for"] == told
+    assert queries.etag(shown) == f'"{shown["version"]}-{shown["revision"]}"'
+
+
+def test_a_job_that_its_user_has_paused_waits_for_nothing(store: Store) -> None:
+    """Neither one without a hold nor one that has not come to its."""
+    for job_id in (submitted(store, None), submitted(store, 2)):
+        b.do(store, lifecycle.pause, job_id)
+        with store.read() as tx:
+            assert queries.get(tx, job_id)["queue"]["waiting_for"] is None
 
 
 def test_a_claim_carries_the_hold(store: Store) -> None:
