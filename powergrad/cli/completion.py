@@ -54,7 +54,7 @@ def artifact_names(ctx: typer.Context, incomplete: str) -> list[Offer]:
     """Those of the job that is named before."""
     from powergrad.cli import console
 
-    job = ctx.params.get("job")
+    job = ctx.params.get("job") or next(iter(ctx.args), None)  # an option that still waits for its value ends the parsing before
     if not job:
         return []
     return _fitting(

@@ -64,7 +64,7 @@ def drawn(metric: str, curves: Sequence[Curve], *, width: int, height: int, colo
         figure.draw(signal.lines(len(steps) > 1))
     ticks = whole_ticks([step for curve in curves for step in curve.known()[0]], count=max(2, width // 14))
     figure.ruler("x").ticks(ticks, [f"{tick:,}" for tick in ticks])
-    return Text.from_ansi(figure.build().string(colorless=not colour))
+    return Text.from_ansi(figure.build().string(colorless=not colour).rstrip("\n"))
 
 
 def whole_ticks(steps: Sequence[int], *, count: int) -> list[int]:
