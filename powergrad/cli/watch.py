@@ -232,7 +232,7 @@ class Plotter:
 
     def hear(self, job: Job) -> None:
         now = (job.progress.step, str(job.state))
-        if self._seen.get(job.id) != now:
+        if self._board.series and self._seen.get(job.id) != now:
             self._seen[job.id] = now
             self._due.add(job.id)
 
