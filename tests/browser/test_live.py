@@ -12,7 +12,7 @@ from powergrad.cli.stack import Stack
 from powergrad.client import Client
 from tests.browser.conftest import WIDE, Watched, shoot
 from tests.browser.relay import Relay
-from tests.cli.conftest import endless, tiny
+from tests.cli.conftest import TRAINED_S, endless, tiny
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_from_the_first_job_to_its_first_curve(page: Page, client: Client) -> No
     page.get_by_role("link", name="first", exact=True).first.click()
     expect(page).to_have_url(re.compile(f"/jobs/{job.id}"))
     page.locator("figure canvas").first.wait_for()
-    expect(page.get_by_text("succeeded").first).to_be_visible()
+    expect(page.get_by_text("succeeded").first).to_be_visible(timeout=TRAINED_S * 1000)
     expect(page.get_by_test_id("live")).to_have_text("ended")
     shoot(page, "first-curve")
 
