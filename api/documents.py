@@ -496,6 +496,34 @@ class DatasetDocument(DatasetSummaryDocument):
     """What the check has found; null until then, and where there was nothing to look at."""
 
 
+class SampledClassDocument(Document):
+    label: str
+    count: int | None
+    """Images of the class in the split; null beyond the first 2,000 classes."""
+    samples: int
+    """How many of them are shown, from the left of the row."""
+    row: int
+
+
+class DatasetSamplesDocument(Document):
+    model_config = ConfigDict(title="DatasetSamples")
+
+    object: Literal["dataset_samples"]
+    dataset: str
+    version: str
+    split: str
+    splits: list[str]
+    """Those that there are samples of."""
+    image: str
+    """Path of the sheet: a row of tiles for each class."""
+    tile: int
+    """Side of a tile in pixels."""
+    columns: int
+    classes: list[SampledClassDocument]
+    more_classes: int
+    """Classes that have no row: of many, 40 are shown, spread evenly over them."""
+
+
 class DatasetListDocument(Document):
     model_config = ConfigDict(title="DatasetList")
 

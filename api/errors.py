@@ -49,6 +49,7 @@ FORBIDDEN_ORIGIN = Kind(403, "forbidden_origin", "Origin not served", "A web pag
 NOT_FOUND = Kind(404, "not_found", "Not found", "Nothing is here.")
 UNKNOWN_REFERENCE = Kind(404, "unknown_reference", "Not there", "The spec names a model, data set, job or checkpoint that does not exist.")
 DATASET_NOT_FOUND = Kind(404, "dataset_not_found", "No such data set", "No uploaded or registered set has this name.")
+SAMPLES_NOT_FOUND = Kind(404, "samples_not_found", "No samples", "There are no pictures of this set's images; the detail says why.")
 KEY_NOT_FOUND = Kind(404, "key_not_found", "No such key", "No key has this id.")
 DELIVERY_NOT_FOUND = Kind(404, "delivery_not_found", "No such delivery", "No webhook delivery has this id: they are kept for 30 days.")
 JOB_NOT_FOUND = Kind(404, "job_not_found", "No such job", "No job has this id.")
@@ -102,6 +103,7 @@ KINDS: dict[type[domain.JobError], Kind] = {
     domain.UnknownReference: UNKNOWN_REFERENCE,
     domain.NotReady: REFERENCE_NOT_READY,
     domain.DatasetNotFound: DATASET_NOT_FOUND,
+    domain.SamplesNotFound: SAMPLES_NOT_FOUND,
     domain.DatasetInUse: DATASET_IN_USE,
     domain.NameTaken: NAME_TAKEN,
     domain.UploadLost: UPLOAD_LOST,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse
@@ -11,11 +12,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api import errors, uploads
+from api import downloads, errors, uploads
 from api.access import WithCaller
 from api.bodies import checked, read_json, required
 from api.border import ARCHIVES
-from api.documents import DatasetDocument, DatasetListDocument
+from api.documents import DatasetDocument, DatasetListDocument, DatasetSamplesDocument
+from api.downloads import StoredFile, WithWanted
 from api.errors import RETRY_AFTER_S, Refused, parameter_error
 from api.openapi import BODY, CHANGES, STORED, Responses, problems
 from api.parts import Parts, WithParts
@@ -159,6 +161,44 @@ def get_dataset(parts: WithParts, caller: WithCaller, name: Name, version: Versi
     with parts.store.read() as tx:
         found = datasets.get(tx, name[:64], version=version, owner=caller.owner)
     return JSONResponse(found, headers={"Cache-Control": "no-cache"})
+
+
+Split = Annotated[Literal["train", "val", "test"], Query(description="The split.")]
+_OF_SAMPLES = (*STORED, errors.DATASET_NOT_FOUND, errors.SAMPLES_NOT_FOUND)
+
+
+@router.get(
+    "/datasets/{name}/samples",
+    operation_id="getDatasetSamples",
+    summary="Which images of each class there is a picture of",
+    response_model=DatasetSamplesDocument,
+    responses=problems(*_OF_SAMPLES),
+)
+def dataset_samples(parts: WithParts, caller: WithCaller, name: Name, split: Split = "train", version: Version = None) -> Response:
+    """Of the newest version that is ready, or the one that is named. Made when the set was checked."""
+    with parts.store.read() as tx:
+        found = datasets.samples(tx, name[:64], split=split, version=version, owner=caller.owner)
+    query = urlencode({"split": split, "version": found.shown["version"]})
+    image = f"/v1/datasets/{quote(found.shown['dataset'])}/samples.png?{query}"
+    return JSONResponse({**found.shown, "image": image}, headers={"Cache-Control": "no-cache"})
+
+
+@router.get(
+    "/datasets/{name}/samples.png",
+    operation_id="downloadDatasetSamples",
+    summary="The picture: a row of tiles for each class",
+    response_class=Response,
+    responses=downloads.responses(*_OF_SAMPLES, media_type="image/png"),
+)
+def dataset_sheet(
+    parts: WithParts, caller: WithCaller, name: Name, wanted: WithWanted, split: Split = "train", version: Version = None
+) -> Response:
+    with parts.store.read() as tx:
+        found = datasets.samples(tx, name[:64], split=split, version=version, owner=caller.owner)
+    if parts.artifacts.size(found.path) != found.bytes:
+        raise Refused(errors.SAMPLES_NOT_FOUND, f"the picture of {name[:64]} is missing")
+    file = StoredFile(found.path, f"{found.shown['dataset']}-{split}.png", "image/png", found.bytes, found.sha256)
+    return downloads.send(parts.artifacts, file, wanted)
 
 
 @router.delete(

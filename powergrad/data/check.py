@@ -22,7 +22,9 @@ from powergrad.archives import MOST_NAMED, SPLITS, is_split, stamp_of, version_o
 from powergrad.data.decode import BROKEN, FORMATS, decode
 from powergrad.data.errors import DataError, DataMissing, DataUnreadable
 from powergrad.data.folders import class_folders, inside
+from powergrad.data.samples import COLUMNS, draw
 from powergrad.data.split import with_validation
+from powergrad.thumbnails import SIDE as SIDE_SHOWN
 
 SIDE = 32
 """Images are decoded to this size: how much of a file is read does not hang on it."""
@@ -34,9 +36,9 @@ VAL_FRACTION = 0.1  # any: whether a validation split can be held out does not h
 
 
 def check(arguments: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """What is in a set: {"state": ready or failed, "error": {code, detail} or None, version, files, bytes, report}.
+    """What is in a set: {"state": ready or failed, "error": {code, detail} or None, version, files, bytes, report, samples}.
 
-    arguments: path and source of the set, skip_unreadable.  root: the artifact root.  Raises DataMissing, DataUnreadable.
+    arguments: path and source of the set, skip_unreadable, and samples, the folder for pictures of them.  root: the artifact root.  Raises DataMissing, DataUnreadable.
     """
     is_registered = arguments["source"] == "registered"
     base = root / "datasets" if is_registered else root
@@ -63,7 +65,16 @@ def check(arguments: Mapping[str, Any], root: Path) -> dict[str, Any]:
         "files": len(seen.digests),
         "bytes": seen.bytes,
         "report": {**_report(seen), "stamp": stamp},
+        "samples": None if error else _samples(seen, folder, arguments.get("samples"), root),
     }
+
+
+def _samples(seen: _Seen, folder: Path, path: str | None, root: Path) -> dict[str, Any] | None:
+    """What is drawn below the artifact root, and where; None without a place for it."""
+    if path is None:
+        return None
+    whole = {name: digest for name, digest in seen.digests.items() if name not in seen.unreadable and name not in seen.skipped}
+    return {"path": path, "tile": SIDE_SHOWN, "columns": COLUMNS, "splits": draw(folder, whole, place=seen.place, out_dir=root / path)}
 
 
 def _classes(folder: Path, base: Path) -> None:

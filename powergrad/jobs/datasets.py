@@ -3,7 +3,7 @@
 A set is `checking` until a worker's child has looked at every file, then `ready` or `failed`; only a ready one can be trained on. An
 uploaded set's version is known before that, a registered one's only after it. Sets are added in `powergrad.jobs.uploads`.
 
-    anybody     listed  get  remove
+    anybody     listed  get  samples  remove
     worker      check_ended
 """
 
@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Row, Select, and_, delete, select, update
 
 from powergrad.jobs import nearest
 from powergrad.jobs.debts import owe
-from powergrad.jobs.errors import DatasetInUse, DatasetNotFound, Violation, refusal
+from powergrad.jobs.errors import DatasetInUse, DatasetNotFound, SamplesNotFound, Violation, refusal
 from powergrad.jobs.spec import JobSpec
 from powergrad.jobs.states import TERMINAL
 from powergrad.jobs.store import Tx, rfc3339
@@ -28,6 +28,8 @@ CHECKING, READY, FAILED = "checking", "ready", "failed"
 UPLOADED, REGISTERED = "uploaded", "registered"
 CHECK = "check_dataset"
 """The kind of the task that looks at a set."""
+CHECKED_WITHIN_S = 3 * 3600.0
+"""A check has ended after so long, whatever became of it."""
 UNKNOWN = "unknown:"
 """Begins the version of a registered set that has not been read yet."""
 
@@ -101,7 +103,8 @@ def get(tx: Tx, name: str, *, version: str | None = None, owner: str) -> dict[st
     chosen = next((row for row in rows if version in (None, row.version)), None)
     if chosen is None:
         raise DatasetNotFound(name if version is None or not rows else f"{name} {version}")
-    return {**_shown(rows, chosen), "report": chosen.report}
+    report = None if chosen.report is None else {part: found for part, found in chosen.report.items() if part != "samples"}
+    return {**_shown(rows, chosen), "report": report}
 
 
 def _shown(rows: Sequence[Row[Any]], chosen: Row[Any]) -> dict[str, Any]:
@@ -132,6 +135,54 @@ def upload_dir(dataset_id: str) -> str:
     return f"uploads/{dataset_id}"
 
 
+def samples_dir(dataset_id: str) -> str:
+    """Where pictures of a set's images are, below the artifact root."""
+    return f"samples/{dataset_id}"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Images of one split, class by class. path, bytes, sha256: of the PNG, below the artifact root; shown: what GET …/samples tells."""
+
+    path: str
+    bytes: int
+    sha256: str
+    shown: dict[str, Any]
+
+
+def samples(tx: Tx, name: str, *, split: str, version: str | None = None, owner: str) -> Sheet:
+    """Of a version of a set, or of the newest that is ready. Raises DatasetNotFound, SamplesNotFound."""
+    if name in BUILT_IN_DATASETS:
+        raise SamplesNotFound(name, "a built-in set is made or read by the workers, and nothing of it is kept here")
+    row = newest(tx, name, version=version, owner=owner)
+    if row is None:
+        raise DatasetNotFound(name if version is None else f"{name} {version}")
+    if row.state != READY:
+        raise SamplesNotFound(name, "it is still being checked" if row.state == CHECKING else "its check failed")
+    drawn = (row.report or {}).get("samples")
+    if drawn is None:
+        raise SamplesNotFound(name, "it was checked by a release that made none: upload or register it anew")
+    if split not in drawn["splits"]:
+        raise SamplesNotFound(name, f"it has no images in {split}, only in {', '.join(drawn['splits'])}")
+    sheet, counts = drawn["splits"][split], row.report["class_counts"]
+    classes = [
+        {"label": label, "count": counts.get(label, {}).get(split), "samples": shown, "row": place}
+        for place, (label, shown) in enumerate(sheet["rows"])
+    ]
+    told = {
+        "object": "dataset_samples",
+        "dataset": row.name,
+        "version": row.version,
+        "split": split,
+        "splits": [one for one in row.report["splits"] if one in drawn["splits"]],
+        "tile": drawn["tile"],
+        "columns": drawn["columns"],
+        "classes": classes,
+        "more_classes": row.report["classes"] - len(classes),
+    }
+    return Sheet(f"{drawn['path']}/{split}.png", sheet["bytes"], sheet["sha256"], told)
+
+
 def remove(tx: Tx, name: str, *, version: str | None = None, owner: str) -> None:
     """Delete a set, or one version; files that were uploaded are freed after the commit. Raises DatasetNotFound, DatasetInUse."""
     rows = tx.all(_of(name, owner, version).order_by(datasets.c.id).with_for_update())
@@ -150,8 +201,15 @@ def _remove(tx: Tx, row: Row[Any]) -> None:
     tx.run(delete(datasets).where(datasets.c.id == row.id))
     if row.task_id is not None and tx.run(delete(tasks).where(tasks.c.id == row.task_id)).rowcount:
         owe(tx, f"tasks/{row.task_id}")
+    owe(tx, *_pictures(row), after_s=CHECKED_WITHIN_S if row.state == CHECKING else 0.0)  # a check that is not told may draw yet
     if row.source == UPLOADED:
         owe(tx, upload_dir(row.id))
+
+
+def _pictures(row: Row[Any]) -> set[str]:
+    """A set that was registered again has those of the newer check."""
+    drawn = (row.report or {}).get("samples")
+    return {samples_dir(row.id)} if drawn is None else {samples_dir(row.id), drawn["path"]}
 
 
 # --- what came of a check
@@ -161,11 +219,15 @@ def check_ended(tx: Tx, task_id: str, *, result: dict[str, Any] | None, error: d
     """Store what a check found, in the transaction that ends its task. A set that is gone by now is no error."""
     row = tx.one(select(datasets).where(datasets.c.task_id == task_id, datasets.c.state == CHECKING).with_for_update())
     if row is None:
+        if result is not None and result.get("samples") is not None:
+            owe(tx, result["samples"]["path"])
         return
     if result is None:
         _settle(tx, row, {"state": FAILED, "error": error})
         return
     found = {name: result[name] for name in ("state", "error", "report", "files", "bytes")}
+    if found["report"] is not None:
+        found["report"] = {**found["report"], "samples": result.get("samples")}
     if row.source == REGISTERED:
         _register(tx, row, {**found, "version": result["version"]})
     else:
@@ -182,9 +244,11 @@ def _register(tx: Tx, row: Row[Any], found: dict[str, Any]) -> None:
     if twin is None:
         _settle(tx, row, found)
     elif twin.source == REGISTERED:
+        owe(tx, *_pictures(twin))
         _settle(tx, twin, {**found, "path": row.path, "task_id": row.task_id})
         tx.run(delete(datasets).where(datasets.c.id == row.id))
     else:  # the same files were uploaded: that copy cannot change under a job
+        owe(tx, samples_dir(row.id))
         tx.run(delete(datasets).where(datasets.c.id == row.id))
 
 

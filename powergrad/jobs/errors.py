@@ -11,6 +11,7 @@ JobError
 ├── ExperimentNotFound
 ├── ReportNotReady         nothing of the experiment has been analysed yet
 ├── DatasetNotFound
+├── SamplesNotFound        the set is there, pictures of its images are not
 ├── DatasetInUse           a job that has not ended pins it
 ├── NameTaken              a built-in set has the name
 ├── UploadLost             an upload took so long that its files were given up
@@ -120,6 +121,13 @@ class DatasetNotFound(JobError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"no data set {name!r}")
+
+
+class SamplesNotFound(JobError):
+    """The set is there, but there are no pictures of its images."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"data set {name!r} has no samples: {why}")
 
 
 class DatasetInUse(JobError):

@@ -14,7 +14,7 @@ from ulid import ULID
 
 from powergrad.archives import TREE
 from powergrad.jobs import debts, quotas, tasks
-from powergrad.jobs.datasets import CHECK, CHECKING, FAILED, REGISTERED, UNKNOWN, UPLOADED, upload_dir
+from powergrad.jobs.datasets import CHECK, CHECKING, FAILED, REGISTERED, UNKNOWN, UPLOADED, samples_dir, upload_dir
 from powergrad.jobs.errors import NameTaken, UploadLost
 from powergrad.jobs.store import Tx
 from powergrad.jobs.tables import datasets
@@ -139,7 +139,14 @@ def _row(tx: Tx, dataset_id: str, name: str, *, owner: str, source: str, path: s
 def _check(tx: Tx, row: dict[str, Any], *, skip_unreadable: bool) -> bool:
     """Hand a set to the workers; ring after the commit."""
     task_id = tasks.new_id(tx)
-    asked = {"path": row["path"], "source": row["source"], "skip_unreadable": skip_unreadable, "bytes": row["bytes"], "files": row["files"]}
+    asked = {
+        "path": row["path"],
+        "source": row["source"],
+        "skip_unreadable": skip_unreadable,
+        "bytes": row["bytes"],
+        "files": row["files"],
+        "samples": samples_dir(row["id"]),
+    }
     tasks.submit(tx, task_id, CHECK, asked, owner=row["owner"])
     begun = {"state": CHECKING, "task_id": task_id, "error": None, "report": None, "checked_at": None}
     tx.run(update(datasets).where(datasets.c.id == row["id"]).values(**begun))

@@ -79,11 +79,20 @@ def possessions(api: Api, owner: str) -> Possessions:
     held = {**row, "id": "ds_1", "name": name, "version": f"sha256:{'0' * 64}", "source": "uploaded", "state": "ready", "path": WORD}
     sent = {**row, "id": delivery, "job_id": run.job_id, "url": f"https://{WORD}.example", "event": "job.succeeded", "body": "{}"}
     with store.write() as tx:
-        tx.run(datasets.insert().values(**held, files=2, bytes=100))
+        tx.run(datasets.insert().values(**held, files=2, bytes=100, report=_sampled(api.data_dir)))
         tx.run(deliveries.insert().values(**sent, state="failed", attempt=1, due_at=1))
     queued = builders.submit(store, owner=owner, name=WORD, key="annas-key", body="annas body")
     experiment = _experiment(api, owner)
     return Possessions(run.job_id, queued, retention.checkpoint_id(10), "labels.json", task_id, name, delivery, experiment)
+
+
+def _sampled(data_dir: Path) -> dict[str, Any]:
+    """The report of a set, with a sheet of its images on the disk."""
+    (data_dir / "samples" / "ds_1").mkdir(parents=True, exist_ok=True)
+    (data_dir / "samples" / "ds_1" / "train.png").write_bytes(FILE)
+    sheet = {"bytes": len(FILE), "sha256": hashlib.sha256(FILE).hexdigest(), "rows": [[WORD, 1], ["b", 1]]}
+    samples = {"path": "samples/ds_1", "tile": 64, "columns": 8, "splits": {"train": sheet}}
+    return {"splits": {"train": 2}, "classes": 2, "class_counts": {WORD: {"train": 1}, "b": {"train": 1}}, "samples": samples}
 
 
 def _experiment(api: Api, owner: str) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 from sqlalchemy import select
 
 from api import uploads as receiving
-from api.documents import DatasetDocument
+from api.documents import DatasetDocument, DatasetSamplesDocument
 from powergrad.data.check import check
 from powergrad.jobs import keys, quotas, tasks, uploads
 from powergrad.jobs.keys import Scope
@@ -83,6 +83,7 @@ def _swept(running: Api) -> Api:
     """One server serves all tests, over an emptied database: what one has uploaded must not look like the leavings of the next."""
     shutil.rmtree(running.data_dir / "uploads", ignore_errors=True)
     shutil.rmtree(running.data_dir / "datasets", ignore_errors=True)
+    shutil.rmtree(running.data_dir / "samples", ignore_errors=True)
     return running
 
 
@@ -508,3 +509,56 @@ def test_a_submission_waits_for_a_deletion_or_the_other_way_round(any_api: Api) 
         for job in any_api.http.get("/v1/jobs", params={"state": "queued"}).json()["data"]:
             any_api.http.post(f"/v1/jobs/{job['id']}/cancel")
         any_api.http.delete("/v1/datasets/flowers")
+
+
+# --- samples
+
+
+def test_a_set_that_is_ready_shows_images_of_each_class(any_api: Api) -> None:
+    upload(any_api, zipped(flowers()))
+    refused(any_api.http.get("/v1/datasets/flowers/samples"), 404, "samples_not_found")
+    work(any_api)
+    answer = any_api.http.get("/v1/datasets/flowers/samples")
+    DatasetSamplesDocument.model_validate_json(answer.content)
+    found = answer.json()
+    assert (found["dataset"], found["split"], found["splits"], found["more_classes"]) == ("flowers", "train", ["train"], 0)
+    assert [(one["label"], one["count"], one["samples"], one["row"]) for one in found["classes"]] == [
+        ("daisy", 4, 4, 0),
+        ("rose", 4, 4, 1),
+        ("tulip", 4, 4, 2),
+    ]
+    picture = any_api.http.get(found["image"])
+    assert (picture.status_code, picture.headers["content-type"]) == (200, "image/png")
+    with Image.open(io.BytesIO(picture.content)) as image:
+        assert image.size == (found["columns"] * found["tile"], 3 * found["tile"])
+    again = any_api.http.get(found["image"], headers={"If-None-Match": picture.headers["etag"]})
+    assert again.status_code == 304
+
+
+def test_samples_of_what_is_not_there_are_refused_with_the_reason(api: Api) -> None:
+    refused(api.http.get("/v1/datasets/nothing/samples"), 404, "dataset_not_found")
+    for path in ("samples", "samples.png"):
+        problem = refused(api.http.get(f"/v1/datasets/digits/{path}"), 404, "samples_not_found")
+        assert "built-in" in problem["detail"]
+    upload(api, zipped(flowers()))
+    work(api)
+    problem = refused(api.http.get("/v1/datasets/flowers/samples", params={"split": "val"}), 404, "samples_not_found")
+    assert "only in train" in problem["detail"]
+    assert api.http.get("/v1/datasets/flowers/samples", params={"split": "all"}).status_code == 422
+
+
+def test_samples_go_with_their_set(any_api: Api) -> None:
+    upload(any_api, zipped(flowers()))
+    work(any_api)
+    assert len(list((any_api.data_dir / "samples").glob("*/train.png"))) == 1
+    image = any_api.http.get("/v1/datasets/flowers/samples").json()["image"]
+    assert any_api.http.delete("/v1/datasets/flowers").status_code == 204
+    refused(any_api.http.get(image), 404, "dataset_not_found")
+    until(lambda: not list((any_api.data_dir / "samples").glob("*/train.png")))
+
+
+def test_a_picture_that_has_gone_from_the_disk_is_not_found(api: Api) -> None:
+    upload(api, zipped(flowers()))
+    work(api)
+    shutil.rmtree(api.data_dir / "samples")
+    refused(api.http.get("/v1/datasets/flowers/samples.png"), 404, "samples_not_found")

@@ -8,7 +8,17 @@ import pytest
 from sqlalchemy import select
 
 from powergrad.jobs import datasets, debts, lifecycle, quotas, tasks, uploads
-from powergrad.jobs.errors import DatasetInUse, DatasetNotFound, Fenced, NameTaken, NotReady, QuotaExceeded, UnknownReference, UploadLost
+from powergrad.jobs.errors import (
+    DatasetInUse,
+    DatasetNotFound,
+    Fenced,
+    NameTaken,
+    NotReady,
+    QuotaExceeded,
+    SamplesNotFound,
+    UnknownReference,
+    UploadLost,
+)
 from powergrad.jobs.rows import LOCAL_OWNER
 from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Store
@@ -62,6 +72,7 @@ def test_an_upload_goes_from_checking_to_ready(store: Store) -> None:
     task = check(store)
     assert task.arguments == {
         "path": f"uploads/{added.dataset_id}/tree", "source": "uploaded", "skip_unreadable": False, "bytes": 1000, "files": 12,
+        "samples": f"samples/{added.dataset_id}",
     }  # fmt: skip
     found = shown(store)
     assert (found["state"], found["current"], found["classes"]) == ("ready", VERSION, 3)
@@ -308,10 +319,72 @@ def test_a_set_that_is_being_checked_goes_with_its_task(store: Store) -> None:
 
 
 def test_deleting_a_registered_set_owes_nothing_of_the_folder(store: Store) -> None:
-    registered(store)
+    added = registered(store)
     task = check(store)
     b.do(store, datasets.remove, "flowers", owner=LOCAL_OWNER)
-    assert owed(store) == {f"tasks/{task.id}"}
+    assert owed(store) == {f"tasks/{task.id}", f"samples/{added.dataset_id}"}
+
+
+DRAWN = {"tile": 64, "columns": 8, "splits": {"train": {"bytes": 3, "sha256": "0" * 64, "rows": [["daisy", 4], ["rose", 2]]}}}
+
+
+def drawn(path: str) -> dict[str, Any]:
+    found = result(samples={**DRAWN, "path": path})
+    found["report"] |= {"class_counts": {"daisy": {"train": 6}, "rose": {"train": 2}, "tulip": {"train": 4}}}
+    return found
+
+
+def samples_of(store: Store, **asked: Any) -> datasets.Sheet:
+    with store.read() as tx:
+        return datasets.samples(tx, "flowers", **{"split": "train", "owner": LOCAL_OWNER, **asked})
+
+
+def test_samples_are_those_of_the_version_that_is_ready(store: Store) -> None:
+    added = sent(store)
+    with pytest.raises(SamplesNotFound, match="still being checked"):
+        samples_of(store)
+    check(store, drawn(f"samples/{added.dataset_id}"))
+    found = samples_of(store)
+    assert (found.path, found.bytes) == (f"samples/{added.dataset_id}/train.png", 3)
+    assert found.shown["classes"] == [
+        {"label": "daisy", "count": 6, "samples": 4, "row": 0},
+        {"label": "rose", "count": 2, "samples": 2, "row": 1},
+    ]
+    assert (found.shown["more_classes"], found.shown["version"]) == (1, VERSION)
+    assert "samples" not in shown(store)["report"], "they have a place of their own"
+    with pytest.raises(SamplesNotFound, match="no images in val, only in train"):
+        samples_of(store, split="val")
+    with pytest.raises(DatasetNotFound):
+        samples_of(store, owner="ann")
+    with pytest.raises(DatasetNotFound):
+        samples_of(store, version=OTHER)
+
+
+def test_a_set_that_an_older_release_checked_has_no_samples(store: Store) -> None:
+    ready(store)
+    with pytest.raises(SamplesNotFound, match="upload or register it anew"):
+        samples_of(store)
+
+
+def test_a_folder_that_is_registered_again_has_the_newer_samples_and_owes_the_older(store: Store) -> None:
+    first = registered(store)
+    check(store, drawn(f"samples/{first.dataset_id}"))
+    second = registered(store)
+    check(store, drawn(f"samples/{second.dataset_id}"))
+    assert samples_of(store).path == f"samples/{second.dataset_id}/train.png"
+    assert f"samples/{first.dataset_id}" in owed(store)
+    assert f"samples/{second.dataset_id}" not in owed(store)
+    b.do(store, datasets.remove, "flowers", owner=LOCAL_OWNER)
+    assert f"samples/{second.dataset_id}" in owed(store)
+
+
+def test_what_a_check_draws_of_a_set_that_is_gone_is_freed_in_the_end(store: Store, clock: FakeClock) -> None:
+    added = sent(store)
+    assert b.do(store, tasks.claim, lease_s=30, long=True) is not None
+    b.do(store, datasets.remove, "flowers", owner=LOCAL_OWNER)
+    assert f"samples/{added.dataset_id}" not in owed(store), "it is being drawn"
+    clock.advance(datasets.CHECKED_WITHIN_S)
+    assert f"samples/{added.dataset_id}" in owed(store)
 
 
 def test_a_submission_and_a_deletion_at_once_leave_no_job_without_its_set(store: Store) -> None:
