@@ -56,10 +56,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 RATES: dict[str, Any] = {"optimizer.lr": {"low": 0.001, "high": 0.2, "log": True}}
 QUESTIONS: dict[str, dict[str, Any]] = {
+    "halves": {"spec": TINY | {"epochs": 4}, "strategy": "asha", "space": RATES, "search": {"trials": 5, "reduction": 2}},
     "compares": {"spec": SHAPES["one epoch"], "grid": {"loss.alpha": [1.0, 0.5]}, "seeds": 2},
     "tunes": {"spec": SHAPES["one epoch"], "grid": {"loss.alpha": [1.0, 0.5]}, "seeds": 1, "tune": {"optimizer.lr": [0.01, 0.02]}},
     "searches": {"spec": SHAPES["one epoch"], "strategy": "random", "space": RATES, "search": {"trials": 4}},
-    "halves": {"spec": TINY | {"epochs": 4}, "strategy": "asha", "space": RATES, "search": {"trials": 5, "reduction": 2}},
 }
 """Experiments, by what they do; their jobs are small."""
 QUESTION_EVERY = 12
