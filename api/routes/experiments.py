@@ -18,7 +18,7 @@ from api.bodies import ABSENT, JsonBody, checked, required
 from api.catalogue import Names
 from api.downloads import StoredFile, WithWanted
 from api.errors import Refused
-from api.experiment_documents import ExperimentDocument, ExperimentListDocument, PlanDocument
+from api.experiment_documents import ExperimentDocument, ExperimentListDocument, ExperimentSummaryListDocument, PlanDocument
 from api.openapi import BODY, CHANGES, NEW_JOB, STORED, json_request, only_what_is_given, problems
 from api.parts import Parts, WithParts
 from api.routes.jobs import DryRun
@@ -119,7 +119,7 @@ async def create(
 async def _question(parts: Parts, body: Any, owner: str) -> Question:
     """Raises InvalidSpec."""
     names = await _names(parts, body, owner)
-    question = plan.parse(body, models=names.models, datasets=names.datasets)
+    question = plan.parse(body, models=names.models, datasets=names.datasets, outputs=names.outputs)
     try:
         outbox.check_webhook(question.base, allow=parts.settings.allow_list)
     except InvalidSpec as error:
@@ -227,8 +227,11 @@ async def clone(
     "",
     operation_id="listExperiments",
     summary="List experiments, newest first",
-    response_model=ExperimentListDocument,
-    responses=problems(*STORED),
+    response_model=ExperimentListDocument | ExperimentSummaryListDocument,
+    responses={
+        200: {"description": "A page of whole experiments, or with `view=summary` of the lines of a table."},
+        **problems(*STORED),
+    },
 )
 def list_experiments(
     parts: WithParts,
@@ -239,9 +242,11 @@ def list_experiments(
         list[Literal["queued", "running", "paused", "cancelling", "cancelled", "succeeded", "failed"]] | None,
         Query(description="Repeat for several."),
     ] = None,
+    view: Annotated[Literal["full", "summary"], Query(description="Whole experiments, or the lines of a table.")] = "full",
 ) -> Response:
+    look = queries.page if view == "full" else queries.summaries
     with parts.store.read() as tx:
-        page = queries.page(tx, owner=caller.owner, limit=limit, after=after, state=tuple(dict.fromkeys(state or ())))
+        page = look(tx, owner=caller.owner, limit=limit, after=after, state=tuple(dict.fromkeys(state or ())))
     return answers.listed(page)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tensorboard.util.tensor_util import make_ndarray
 
 from powergrad.jobs import lifecycle, metrics, queries, rows
 from powergrad.jobs.store import Store
@@ -134,10 +133,9 @@ def registered(place: Place, job_id: str) -> Path:  # noqa: F811
 
 def scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Every scalar as TensorBoard's own reader finds it."""
-    reader = EventAccumulator(str(path), size_guidance={"scalars": 0, "tensors": 0}, purge_orphaned_data=False)
+    reader = EventAccumulator(str(path), size_guidance={"scalars": 0}, purge_orphaned_data=False)
     reader.Reload()
-    tags = [tag for tag in reader.Tags()["tensors"] if not tag.startswith("_hparams_")]  # it turns old scalars into tensors
-    return {tag: [(event.step, float(make_ndarray(event.tensor_proto))) for event in reader.Tensors(tag)] for tag in tags}
+    return {tag: [(event.step, float(event.value)) for event in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
 
 
 def stored(store: Store, job_id: str) -> dict[str, list[tuple[int, float]]]:

@@ -135,15 +135,15 @@ def stored(spec: dict[str, Any], *, arms: Sequence[Settings], candidates: Sequen
     return Question(asked, JobSpec.model_validate(asked.spec), indexed, tuple(candidates), baseline)
 
 
-def parse(body: Any, *, models: Collection[str] = (), datasets: Collection[str] = ()) -> Question:
-    """The question in a decoded JSON body. models, datasets: known names, as for a job's spec. Raises InvalidSpec, UnknownReference."""
+def parse(body: Any, *, models: Collection[str] = (), datasets: Collection[str] = (), outputs: Collection[str] | None = None) -> Question:
+    """The question in a decoded JSON body. models, datasets, outputs: known names, as for a job's spec. Raises InvalidSpec, UnknownReference."""
     try:
         asked = ExperimentSpec.model_validate(body)
     except ValidationError as error:
         found = [told for one in job_specs.violations_of(error, ExperimentSpec) if (told := _in_experiment(one, body)) is not None]
         raise refusal([*once(found), *_of_spec(body, models, datasets)]) from None
     try:
-        base = job_specs.parse(asked.spec, models=models, datasets=datasets)
+        base = job_specs.parse(asked.spec, models=models, datasets=datasets, outputs=outputs)
     except InvalidSpec as error:
         raise refusal([*_prefixed(error), *_rules(asked, None)]) from None
     violations = _rules(asked, base)
