@@ -21,8 +21,8 @@ from powergrad.client import ApiError, Client, Experiment, Retries, Unreachable
 from powergrad.jobs import keys
 from powergrad.jobs.tables import experiments
 from tests.data.test_check import armed
-from tests.faults import questions
-from tests.faults.conftest import LEASE, Site, gone
+from tests.faults import history, questions
+from tests.faults.conftest import LEASE, Site, gone, small_spec
 from tests.faults.moments import frozen, frozen_between_writes, kill_all, pass_by, trainers_of, tree_of, unguarded
 from tests.faults.questions import Answered, answered, ask, at_work, check, jobs_of, question
 from tests.faults.test_broker_faults import directory_deleted, emptied, file_corrupted, killed_for
@@ -457,3 +457,36 @@ def test_every_runs_stream_goes_on_over_a_restart_of_the_server(site: Site, expe
     for reader in readers:
         reader.join(60.0)
     assert heard == {job_id: [event.seq for event in site.events(job_id)] for job_id in heard}
+
+
+# --- searches
+
+
+@pytest.mark.long
+@pytest.mark.row(1, 3)
+@pytest.mark.parametrize("wish", ["left alone", "paused"])
+def test_a_search_loses_no_trial_and_its_losers_wait_with_their_checkpoints(site: Site, dice: random.Random, wish: str) -> None:
+    """asha: trials that lose stop at a rung for good. The faults come while some train and others wait."""
+    space = {"optimizer.lr": {"low": 0.001, "high": 0.2, "log": True}}
+    search = {"trials": 5, "reduction": 2}
+    experiment = site.client.ask({"spec": small_spec(epochs=4), "strategy": "asha", "space": space, "search": search})
+    for fault in (worker_tree_killed, trainer_killed, *((paused_and_resumed,) if wish == "paused" else ())):
+        until(lambda: jobs_of(site, experiment))
+        fault(site, experiment, dice)
+    until(lambda: questions.settled(site, experiment), within_s=questions.SETTLES_WITHIN_S)
+    view = experiment.refresh().view.model_dump(mode="json")
+    records = [site.record(job.id) for job in jobs_of(site, experiment)]
+    broken = history.judge_experiment(view, [record.job for record in records], cancelled=False)
+    for record in records:
+        broken += history.judge(record, history.Asked(waits=True))
+    assert not broken, "\n".join(f"{one.rule}: {one.evidence}" for one in broken)
+    states = sorted(record.job["state"] for record in records)
+    assert len(states) == 5
+    assert {"succeeded", "paused"} == set(states)
+
+
+def paused_and_resumed(site: Site, experiment: Experiment, dice: random.Random) -> None:
+    """Its own pauses at rungs and its user's, told apart."""
+    experiment.pause()
+    until(lambda: not {str(job.state) for job in jobs_of(site, experiment)} & {"queued", "running", "pausing"})
+    experiment.resume()
