@@ -58,7 +58,7 @@ def test_curves_grow_while_the_job_trains(page: Page, client: Client) -> None:
 
 
 def test_a_broken_connection_is_shown_and_made_good(behind: Page, relay: Relay, client: Client) -> None:
-    job = client.submit(endless(name="broken line"))
+    job = client.submit(endless(name="broken-line"))
     heard: list[str] = []
     behind.on("request", lambda request: heard.append(request.url))
     behind.goto(f"/jobs/{job.id}")
