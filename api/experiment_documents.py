@@ -160,6 +160,43 @@ class ExperimentListDocument(Document):
     """Give it as `after` to get the next page."""
 
 
+class ExperimentSummaryDocument(Document):
+    """An experiment as the line of a table."""
+
+    model_config = ConfigDict(title="ExperimentSummary")
+
+    id: str
+    object: Literal["experiment_summary"]
+    name: str
+    state: State
+    stage: Literal["tuning", "verdict", "search"]
+    strategy: Literal["grid", "random", "asha"]
+    metric: str
+    arm_count: int
+    """How many there are; of a search the settings drawn so far."""
+    counts: dict[str, int]
+    """Its jobs by state, of all stages."""
+    progress: ExperimentProgressDocument
+    verdict: str | None
+    """One sentence; null until something has been analysed."""
+    analysis: AnalysisDocument
+    created_at: AwareDatetime
+    started_at: AwareDatetime | None
+    finished_at: AwareDatetime | None
+    version: int
+
+
+class ExperimentSummaryListDocument(Document):
+    model_config = ConfigDict(title="ExperimentSummaryList")
+
+    object: Literal["list"]
+    data: list[ExperimentSummaryDocument]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+    """Give it as `after` to get the next page."""
+
+
 class PlannedArmDocument(Document):
     index: int
     label: str

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import Engine, event, select
+from sqlalchemy import Engine, event, select, update
 
 from api import experiment_documents as documents
 from api.routes.experiments import FILES
@@ -198,6 +199,38 @@ def test_lists_are_paged_and_filtered(any_api: Api) -> None:
     assert [one["id"] for one in any_api.http.get(URL, params={"state": "cancelled"}).json()["data"]] == [made[1]]
     refused(any_api.http.get(URL, params={"state": "pausing"}), 422, "invalid_request")
     refused(any_api.http.get(URL, params={"experiment": "x"}), 422, "invalid_request")
+
+
+def test_a_list_of_lines_reads_nothing_of_what_was_found(any_api: Api) -> None:
+    """Of a search of 500 settings it is half a megabyte."""
+    asked = ask(any_api, name="line")
+    found = {
+        "verdict": "No clear difference.",
+        "best": None,
+        "warnings": [],
+        "arms": [{"index": i, "blob": "x" * 1000} for i in range(500)],
+    }
+    with any_api.store.write() as tx:
+        tx.run(update(experiments).values(findings=found, findings_key="key", evidence_key="key"))
+    read: list[str] = []
+
+    def see(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        read.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", see)
+    try:
+        answer = any_api.http.get(URL, params={"view": "summary"})
+    finally:
+        event.remove(Engine, "before_cursor_execute", see)
+    (line,) = documents.ExperimentSummaryListDocument.model_validate_json(answer.content).data
+    assert (line.name, line.verdict, line.analysis.state, line.arm_count, line.progress.runs) == ("line", "No clear difference.", "current", 2, 4)
+    whole = any_api.http.get(f"{URL}/{asked['id']}").json()
+    assert {name: answer.json()["data"][0][name] for name in ("counts", "progress", "stage")} == {
+        name: whole[name] for name in ("counts", "progress", "stage")
+    }
+    assert len(answer.content) < 2000
+    (look,) = (one for one in read if "FROM experiments" in one)
+    assert not re.search(r"(?<!\()experiments\.findings\b", look), look
 
 
 def test_the_whole_is_paused_resumed_and_cancelled(any_api: Api) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, Select, func, select
 
 from powergrad.experiments.findings import ArmEvidence, Evidence
 from powergrad.experiments.labels import labels
@@ -59,15 +59,34 @@ def get(tx: Tx, experiment_id: str, *, owner: str = LOCAL_OWNER) -> dict[str, An
 
 def page(tx: Tx, *, owner: str = LOCAL_OWNER, limit: int, after: str | None = None, state: Sequence[str] = ()) -> Page:
     """Experiments, newest first. after: id of the last one seen."""
+    rows, groups = _page(tx, select(experiments), owner=owner, limit=limit, after=after, state=state)
+    return Page([_shown(Record(row), groups[row.id]) for row in rows[:limit]], len(rows) > limit)
+
+
+_LINE = select(
+    *(column for column in experiments.c if column is not experiments.c.findings),  # of a large search half a megabyte
+    experiments.c.findings["verdict"].as_string().label("verdict"),
+)
+
+
+def summaries(tx: Tx, *, owner: str = LOCAL_OWNER, limit: int, after: str | None = None, state: Sequence[str] = ()) -> Page:
+    """The experiments of `page`, each as the line of a table: without its arms, and without reading what was found of each."""
+    rows, groups = _page(tx, _LINE, owner=owner, limit=limit, after=after, state=state)
+    return Page([_summary(Record(row), groups[row.id]) for row in rows[:limit]], len(rows) > limit)
+
+
+def _page(
+    tx: Tx, query: Select[Any], *, owner: str, limit: int, after: str | None, state: Sequence[str]
+) -> tuple[Sequence[Row[Any]], dict[str, list[Row[Any]]]]:
+    """The page's rows, and one more where more follow; and the counts of the runs of each."""
     mine = [experiments.c.owner == owner]
     mine += [] if after is None else [experiments.c.id < after]
     mine += [experiments.c.state.in_([str(one) for one in state])] if state else []
-    rows = tx.all(select(experiments).where(*mine).order_by(experiments.c.id.desc()).limit(limit + 1))
-    shown = rows[:limit]
-    groups: dict[str, list[Row[Any]]] = {row.id: [] for row in shown}
+    rows = tx.all(query.where(*mine).order_by(experiments.c.id.desc()).limit(limit + 1))
+    groups: dict[str, list[Row[Any]]] = {row.id: [] for row in rows[:limit]}
     for group in tx.all(_GROUPS.where(experiment_runs.c.experiment_id.in_(list(groups)))):
         groups[group.experiment_id].append(group)
-    return Page([_shown(Record(row), groups[row.id]) for row in shown], len(rows) > limit)
+    return rows, groups
 
 
 def etag(experiment: dict[str, Any]) -> str:
@@ -122,6 +141,28 @@ def _shown(record: Record, groups: Sequence[Row[Any]]) -> dict[str, Any]:
         "files": sorted(row.files or ()),
         "notes": row.notes,
         "cloned_from": row.cloned_from,
+        "created_at": rfc3339(row.created_at),
+        "started_at": rfc3339(row.started_at),
+        "finished_at": rfc3339(row.finished_at),
+        "version": row.version,
+    }
+
+
+def _summary(record: Record, groups: Sequence[Row[Any]]) -> dict[str, Any]:
+    row, question, plan = record.row, record.question, record.plan
+    return {
+        "id": row.id,
+        "object": "experiment_summary",
+        "name": row.name,
+        "state": row.state,
+        "stage": stages.stage(question, plan),
+        "strategy": question.spec.strategy,
+        "metric": question.spec.metric,
+        "arm_count": len(evidences.arms(record)),
+        "counts": _counted(groups),
+        "progress": _progress(record, groups),
+        "verdict": row.verdict,
+        "analysis": {"state": _analysis(row), "error": row.error},
         "created_at": rfc3339(row.created_at),
         "started_at": rfc3339(row.started_at),
         "finished_at": rfc3339(row.finished_at),
@@ -206,6 +247,6 @@ def _analysis(row: Row[Any]) -> str:
         return "running"
     if row.error is not None:
         return "failed"
-    if row.findings is None:
+    if row.findings_key is None:
         return "none"
     return "current" if row.findings_key == row.evidence_key else "stale"
