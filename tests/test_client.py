@@ -12,7 +12,9 @@ import struct
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from email.message import Message
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +23,7 @@ import httpx2
 import pytest
 
 from powergrad.client import ApiError, AsyncClient, Client, ClientError, DownloadCorrupt, Retries, Unreachable
+from powergrad.client.errors import retry_after_s
 
 QUICK = Retries(count=5, first_s=0.001, cap_s=0.002)
 WEIGHTS = bytes(range(256)) * 4096  # 1 MiB
@@ -140,9 +143,10 @@ def test_a_call_that_may_be_repeated_survives_a_passing_fault(ask: Ask, fault: A
     assert len(server.asked) == 3
 
 
-def test_a_submission_is_repeated_under_one_idempotency_key(ask: Ask) -> None:
+@pytest.mark.parametrize(("method", "argument"), [("submit", {"data": {"dataset": "digits"}}), ("clone", "job_1")])
+def test_what_makes_a_job_is_repeated_under_one_idempotency_key(ask: Ask, method: str, argument: Any) -> None:
     with FaultyServer(drop, answer(503), answer(202, job("queued"))) as server:
-        ask(server, "submit", {"data": {"dataset": "digits"}})
+        ask(server, method, argument)
     keys = {asked.headers["idempotency-key"] for asked in server.asked}
     assert len(server.asked) == 3
     assert len(keys) == 1
@@ -184,6 +188,18 @@ def test_the_server_s_own_waiting_time_is_kept_unless_it_is_too_long() -> None:
 
     assert Retries().wait_after(busy("7"), tries=1, repeatable=True) == 7.0
     assert Retries().wait_after(busy("3600"), tries=1, repeatable=True) is None
+
+
+def test_a_waiting_time_may_be_a_date() -> None:
+    def asked(said: str) -> float | None:
+        return retry_after_s(httpx2.Response(503, headers={"Retry-After": said}))
+
+    in_a_minute = asked(format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True))
+    assert in_a_minute is not None
+    assert 30.0 < in_a_minute <= 60.0
+    assert asked("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    for nonsense in ("soon", "", "Wed, 21 Oct 2015 07:28:00 -0000", "99999999999999999999 Oct"):
+        assert asked(nonsense) is None
 
 
 def test_a_deletion_whose_answer_was_lost_has_happened(ask: Ask) -> None:

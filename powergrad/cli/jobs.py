@@ -172,7 +172,8 @@ def jobs(
     elif quiet:
         console.lines(job.id for job in found)
     elif found:
-        console.stdout().print(_table(found))
+        out = console.stdout()
+        out.print(_table(found, width=out.width))
     else:
         console.say("No job fits." if state or labels or search else "No job yet. Begin with: powergrad init, powergrad submit job.yaml")
 
@@ -370,23 +371,28 @@ def _pair(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _table(found: list[Job]) -> Table:
+ROOMY = 110
+"""Columns from which on a list has room for everything."""
+CRAMPED = 90
+
+
+def _table(found: list[Job], *, width: int) -> Table:
+    """A row per job: ids and states whole whatever the width, names cut, the rest as there is room."""
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for title in ("job", "name", "state"):
-        table.add_column(title, no_wrap=True)
-    for title in ("epoch", "val top-1", "best", "created"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for job in found:
-        latest, best = job.metrics.latest.get("val_top1"), job.metrics.best.get("val_top1")
-        table.add_row(
-            job.id,
-            escape(job.name or "–"),
-            console.state(job.state),
-            _epochs(job),
-            console.percent(latest),
-            console.percent(best),
-            console.ago(job.created_at),
-        )
+    table.add_column("job", no_wrap=True, min_width=max(len(job.id) for job in found))
+    table.add_column("name", no_wrap=True, overflow="ellipsis")
+    table.add_column("state", no_wrap=True, min_width=max(len(job.state) for job in found))
+    shown = {
+        "epoch": (_epochs, 0),
+        "val top-1": (lambda job: console.percent(job.metrics.latest.get("val_top1")), ROOMY),
+        "best": (lambda job: console.percent(job.metrics.best.get("val_top1")), 0),
+        "created": (lambda job: console.ago(job.created_at), CRAMPED),
+    }
+    cells = {title: [cell(job) for job in found] for title, (cell, from_width) in shown.items() if width >= from_width}
+    for title, values in cells.items():
+        table.add_column(title, justify="right", no_wrap=True, min_width=max(map(len, (title, *values))))
+    for place, job in enumerate(found):
+        table.add_row(job.id, escape(job.name or "–"), console.state(job.state), *(values[place] for values in cells.values()))
     return table
 
 

@@ -415,6 +415,10 @@ class AsyncClient:
         """The newest version of a set, or the one that is named, with the report of its check."""
         return await self.send(calls.dataset(name, version))
 
+    async def dataset_samples(self, name: str, *, split: str = "train", version: str | None = None) -> Json:
+        """Which images of each class there is a picture of, and the path of the picture, `image`."""
+        return await self.send(calls.dataset_samples(name, split, version))
+
     async def upload_dataset(
         self,
         path: str | os.PathLike[str],

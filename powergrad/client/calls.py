@@ -366,6 +366,11 @@ def dataset(name: str, version: str | None) -> Call[Dataset]:
     return Call("GET", _dataset_path(name), _dataset, params={} if version is None else {"version": version})
 
 
+def dataset_samples(name: str, split: str, version: str | None) -> Call[Json]:
+    params: Params = {"split": split} | ({} if version is None else {"version": version})
+    return Call("GET", f"{_dataset_path(name)}/samples", _json, params=params)
+
+
 def upload_dataset(source: Source, name: str, *, skip_unreadable: bool) -> Call[Dataset]:
     """The same files are the same version however often they are sent, so this may be repeated."""
     headers = {"Content-Type": source.media_type} | ({} if source.size is None else {"Content-Length": str(source.size)})

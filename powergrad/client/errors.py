@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx2
@@ -83,10 +85,15 @@ def refusal(response: httpx2.Response) -> ApiError:
 
 
 def retry_after_s(response: httpx2.Response) -> float | None:
-    """Seconds the server asks to be left alone; None where it does not say (or says it as a date, which nothing here sends)."""
+    """Seconds the server asks to be left alone, which a proxy before it may say as a date; None where neither says it, or nobody can read it."""
+    said = response.headers.get("retry-after", "")
     try:
-        return max(0.0, float(response.headers["retry-after"]))
-    except (KeyError, ValueError):
+        return max(0.0, float(said))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):  # no date, or one without a zone
         return None
 
 

@@ -102,6 +102,15 @@ def test_a_low_terminal_is_not_overrun(live: Stack, second: Job, rows: int) -> N
     assert last.count("\n") <= rows
 
 
+@pytest.mark.parametrize("columns", [80, 100, 120])
+def test_a_list_of_jobs_keeps_ids_and_states_whole(live: Stack, second: Job, columns: int) -> None:
+    code, told = on_a_terminal(live, "jobs", "-n", "100", columns=columns)
+    assert code == 0
+    (line,) = [line for line in told.splitlines() if second.id in line]
+    assert "succeeded" in line
+    assert ("ago" in line) == (columns >= 90)
+
+
 def test_jobs_are_compared_with_their_curves(live: Stack, trained: Job, second: Job) -> None:
     code, told = on_a_terminal(live, "compare", trained.id, second.id)
     assert code == 0
