@@ -18,7 +18,7 @@ CELL_S = 150
 
 
 def read(path: Path) -> Any:
-    return nbformat.read(path, as_version=4)
+    return nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture
