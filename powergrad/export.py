@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -217,6 +218,8 @@ class _Work:
             "spec.json": _json(self.spec.model_dump(mode="json")),
             "metrics.csv": _metrics_csv(self.facts),
             "environment.json": _json(dict(self.facts.environment)),
+            "files/config.yaml": _run_config(self.spec),
+            "files/wandb-summary.json": _run_summary(self.facts),
             "model.pt2": self.pt2(),
             "model.safetensors": weights,
         }
@@ -331,6 +334,17 @@ def _metrics_csv(facts: Facts) -> bytes:
     table.writeheader()
     table.writerows(facts.points)
     return text.getvalue().encode()
+
+
+def _run_config(spec: TrainSpec) -> bytes:
+    """The spec as Weights & Biases lays a run's config out: a value below each name."""
+    named = {name: {"value": value} for name, value in spec.model_dump(mode="json").items()}
+    return yaml.safe_dump({"wandb_version": 1, **named}, sort_keys=False, allow_unicode=True, width=10**6).encode()
+
+
+def _run_summary(facts: Facts) -> bytes:
+    """The scores of these weights as Weights & Biases keeps a run's summary; null is not finite."""
+    return _json({**facts.metrics, "epoch": facts.epoch, "_step": facts.step})
 
 
 def _zipped(contents: dict[str, Path | bytes], path: Path) -> Path:

@@ -155,6 +155,8 @@ def test_a_bundle_has_all_it_needs(all_formats: Exported) -> None:
     assert sorted(read) == [
         "MODEL_CARD.md",
         "environment.json",
+        "files/config.yaml",
+        "files/wandb-summary.json",
         "inference.py",
         "labels.json",
         "metrics.csv",
@@ -166,6 +168,10 @@ def test_a_bundle_has_all_it_needs(all_formats: Exported) -> None:
     assert json.loads(read["labels.json"]) == list(CLASSES)
     assert TrainSpec.model_validate_json(read["spec.json"]) == SPEC
     assert json.loads(read["environment.json"])["torch"] == torch.__version__
+    config = yaml.safe_load(read["files/config.yaml"])
+    assert config.pop("wandb_version") == 1
+    assert TrainSpec.model_validate({name: entry["value"] for name, entry in config.items()}) == SPEC
+    assert json.loads(read["files/wandb-summary.json"]) == {**FACTS.metrics, "epoch": FACTS.epoch, "_step": FACTS.step}
     rows = list(csv.DictReader(io.StringIO(read["metrics.csv"].decode())))
     assert rows == [
         {"step": "10", "epoch": "1.0", "lr": "0.1", "train_loss": "2.25", "val_top1": ""},
