@@ -367,7 +367,9 @@ def dataset(name: str, version: str | None) -> Call[Dataset]:
 
 
 def dataset_samples(name: str, split: str, version: str | None) -> Call[Json]:
-    params: Params = {"split": split} | ({} if version is None else {"version": version})
+    params: Params = {"split": split}
+    if version is not None:
+        params["version"] = version
     return Call("GET", f"{_dataset_path(name)}/samples", _json, params=params)
 
 

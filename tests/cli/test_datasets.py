@@ -6,6 +6,7 @@ import asyncio
 import json
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from powergrad.cli import main
@@ -25,7 +26,7 @@ def laid(folder: Path, entries: dict[str, bytes]) -> Path:
     return folder
 
 
-def test_digits_as_png_class_folders_are_uploaded_trained_on_and_deleted(client: Client, tmp_path: Path) -> None:
+def test_digits_as_png_class_folders_are_uploaded_trained_on_and_deleted(live: Stack, client: Client, tmp_path: Path) -> None:
     (tmp_path / "mine.zip").write_bytes(zipped(digits(1000)))
     sent: list[tuple[int, int]] = []
     found = client.upload_dataset(tmp_path / "mine.zip", on_progress=lambda done, total: sent.append((done, total)))
@@ -33,6 +34,9 @@ def test_digits_as_png_class_folders_are_uploaded_trained_on_and_deleted(client:
     assert sent[-1] == ((size := (tmp_path / "mine.zip").stat().st_size), size)
     ready = client.wait_dataset("mine", CHECKED_S)
     assert (ready.state, ready.classes, ready.splits) == ("ready", 10, {"train": 1000})
+    samples = client.dataset_samples("mine")
+    assert [(one["label"], one["samples"]) for one in samples["classes"]] == [(str(label), 8) for label in range(10)]
+    assert httpx2.get(f"{live.url}{samples['image']}", trust_env=False).headers["content-type"] == "image/png"
     data = {"dataset": "mine", "image_size": 8, "batch_size": 32, "augment": "none", "val_fraction": 0.2}
     job = client.submit(tiny(data=data, optimizer={"lr": 0.02}))
     assert job.spec["data"]["version"] == ready.version

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -119,6 +120,25 @@ def test_metrics_come_as_series_and_as_csv(client: Client, trained: Job) -> None
     header, *rows = client.metrics_csv(trained.id, names=["val_top1"]).splitlines()
     assert header == "step,val_top1"
     assert float(rows[-1].split(",")[1]) == pytest.approx(trained.metrics.latest["val_top1"])
+
+
+def test_both_clients_compare_alike(client: Client, trained: Job, live: Stack) -> None:
+    async def compared() -> dict[str, Any]:
+        async with AsyncClient(live.url) as waiting:
+            return await waiting.compare(labels=trained.labels, q=trained.id, x="epoch")
+
+    found = client.compare([trained.id], x="epoch")
+    assert found["data"][0]["values"][-1] == pytest.approx(trained.metrics.latest["val_top1"], rel=1e-6)
+    assert found["data"][0]["x"][-1] == trained.progress.epochs
+    assert asyncio.run(compared()) == found
+
+
+def test_many_jobs_are_moved_at_once(client: Client, trained: Job) -> None:
+    jobs = [client.submit(endless()).id for _ in range(2)]
+    answer = client.act_on_many("cancel", [*jobs, trained.id])
+    assert answer["done"] == jobs
+    assert [(one["id"], one["code"]) for one in answer["refused"]] == [(trained.id, "illegal_move")]
+    assert [client.wait(job_id, TRAINED_S).state for job_id in jobs] == ["cancelled", "cancelled"]
 
 
 def test_a_followed_log_is_the_log(client: Client, trained: Job) -> None:
