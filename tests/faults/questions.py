@@ -66,7 +66,7 @@ def at_work(site: Site, experiment: Experiment, dice: random.Random) -> tuple[st
         assert not settled(site, experiment), "all of it had ended before the fault came"
         return None
 
-    found: tuple[str, psutil.Process] = until(look)
+    found: tuple[str, psutil.Process] = until(look, within_s=120.0)
     print(f"struck {found[0]} at step {step} or later")
     return found
 
