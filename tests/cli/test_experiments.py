@@ -135,6 +135,18 @@ def test_asking_from_a_job_spec_ends_with_the_verdict(here: Path, capsys: Captur
     assert "4 of 4 runs" in err
 
 
+def test_a_misspelt_field_or_metric_is_refused_with_the_one_that_was_meant(here: Path, capsys: Captured) -> None:
+    Path("job.json").write_text(json.dumps(tiny(model={"name": "resnet8"})))
+    for wrong, meant in (
+        (("--vary", "loss.alhpa=1,0.5"), "'alpha'"),
+        (("--vary", "lr=0.1,0.2"), "'optimizer.lr'"),
+        (("--vary", "loss.alpha=1,0.5", "--set", "epoch=2"), "'epochs'"),
+        (("--vary", "loss.alpha=1,0.5", "--metric", "val_tpo1"), "'val_top1'"),
+    ):
+        code, _, err = run(capsys, "ask", "job.json", *wrong, "--dry-run")
+        assert (code, f"did you mean {meant}" in " ".join(err.split())) == (Code.REFUSED, True), err
+
+
 def test_a_question_from_a_file_is_changed_and_stored(here: Path, capsys: Captured) -> None:
     Path("question.yaml").write_text(yaml.safe_dump(endless()))
     changes = ("--set", "spec.seed=7", "--set", "grid.loss.alpha=[1, 0.25]", "--seeds", "1")
