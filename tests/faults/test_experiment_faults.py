@@ -319,7 +319,7 @@ def test_a_run_that_crashes_at_every_start_costs_the_answer_one_seed(site: Site,
     assert len(crashed) == 2
     check(site, experiment, expected, spared=[questions.place_of(victim)])
     assert {place for place, run in found.runs.items() if run.state == "failed"} == {questions.place_of(victim)}
-    assert any("failed" in warning for warning in experiment.refresh().warnings), experiment.warnings
+    assert any("crashed" in warning for warning in experiment.refresh().warnings), experiment.warnings
     assert experiment.verdict is not None
 
 
