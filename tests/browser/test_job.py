@@ -52,7 +52,7 @@ def test_a_zoom_survives_new_points(page: Page, client: Client) -> None:
     opened(page, job)
     plot = page.locator(".u-over").first
     plot.wait_for()
-    page.wait_for_function("Number(document.querySelector('[data-drawn]').dataset.drawn) > 8")
+    page.wait_for_function("() => Number(document.querySelector('[data-drawn]').dataset.drawn) > 8")
     box = plot.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + 50)
