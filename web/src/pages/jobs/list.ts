@@ -50,7 +50,7 @@ export interface Column {
 
 type Plain = [title: string, value: (job: JobSummary) => unknown, text?: (job: JobSummary, now: number) => string];
 
-const NUMBERS = new Set(["progress", "eta", "images_per_s", "alpha", "seed", "epochs", "priority", "attempt", "trained_seconds", "bytes"]);
+const NUMBERS = new Set(["eta", "images_per_s", "alpha", "seed", "epochs", "priority", "attempt", "trained_seconds", "bytes"]);
 const PLAIN: Record<string, Plain> = {
   name: ["Job", (job) => job.name],
   state: ["State", (job) => job.state],

@@ -126,7 +126,7 @@ function object(one: Schema, root: Schema, path: string[], isUnion: boolean): Sh
 function tagOf(one: Schema, root: Schema): Tag | null {
   for (const name of TAGS) {
     const said = one.properties?.[name];
-    if (!said || !one.required?.includes(name)) continue;
+    if (!said || (said.const === undefined && !one.required?.includes(name))) continue;
     const whole = resolved(said, root);
     const values = whole.const !== undefined ? [String(whole.const)] : (whole.enum?.map(String) ?? null);
     return { name, values };
