@@ -25,7 +25,7 @@ def generated(_sqlite_api: Api, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """What the generator said; the package can be imported."""
     folder = tmp_path_factory.mktemp("generated")
     (folder / "openapi.json").write_text(_sqlite_api.http.get("/openapi.json").text)  # the generator itself waits for 5 s at most
-    command = [Path(sys.executable).with_name("openapi-python-client"), "generate", "--path", folder / "openapi.json"]
+    command: list[str | Path] = [Path(sys.executable).with_name("openapi-python-client"), "generate", "--path", folder / "openapi.json"]
     command += ["--config", CONFIG, "--meta", "none", "--output-path", folder / PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
