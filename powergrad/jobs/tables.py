@@ -328,7 +328,8 @@ mlflow_copies = Table(
     Column("due_at", BigInteger),  # the next round, or the end of the lease of the one at work; NULL: all is copied
     Column("attempt", Integer, nullable=False),  # counts claims: the fencing token
     Column("failures", Integer, nullable=False),  # rounds in a row
-    Column("cursor", Json, nullable=False),  # {run, experiment, revision, seq, steps: {metric: last step}, params, artifacts: {name: sha256}}
+    # {run, experiment, revision, seq, steps: {metric: last step}, params, artifacts: {name: sha256}}
+    Column("cursor", Json, nullable=False),
     Column("error", Text),  # of the last round
     Index("ix_mlflow_copies_due", "due_at"),
 )

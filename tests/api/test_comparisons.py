@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from powergrad.jobs import metrics
+from powergrad.jobs.rows import Run
+from powergrad.jobs.tables import metric_chunks
 from tests.api.callers import calling, made
 from tests.api.conftest import Api
 from tests.jobs import builders
@@ -62,7 +64,7 @@ def test_nothing_is_sent_again_until_a_run_changes(any_api: Api) -> None:
     seen = {"If-None-Match": first.headers["etag"]}
     assert any_api.http.get("/v1/metrics/compare", params={"job": job_id}, headers=seen).status_code == 304
     assert any_api.http.get("/v1/metrics/compare", params={"job": job_id, "points": 10}, headers=seen).status_code == 200
-    run = builders.Run(job_id, 1)
+    run = Run(job_id, 1)
     builders.record(any_api.store, run, builders.evaluation(20, 0.75))
     again = any_api.http.get("/v1/metrics/compare", params={"job": job_id}, headers=seen)
     assert (again.status_code, again.json()["data"][0]["values"]) == (200, [0.5, 0.75])
@@ -96,9 +98,9 @@ def test_two_hundred_runs_of_ten_thousand_steps_are_compared_in_well_under_a_sec
     series = [(step, (step * 7919 % 10_007) / 10_007) for step in range(1, 10_001)]
     with any_api.store.write() as tx:
         metrics.append(tx, ids[0], {"val_top1": series})
-        whole = tx.all(metrics.metric_chunks.select())
+        whole = tx.all(metric_chunks.select())
         for job_id in ids[1:]:
-            tx.run(metrics.metric_chunks.insert(), [{**row._asdict(), "job_id": job_id} for row in whole])
+            tx.run(metric_chunks.insert(), [{**row._asdict(), "job_id": job_id} for row in whole])
     took = []
     for _ in range(5):
         started_s = time.perf_counter()

@@ -223,7 +223,13 @@ def test_a_list_of_lines_reads_nothing_of_what_was_found(any_api: Api) -> None:
     finally:
         event.remove(Engine, "before_cursor_execute", see)
     (line,) = documents.ExperimentSummaryListDocument.model_validate_json(answer.content).data
-    assert (line.name, line.verdict, line.analysis.state, line.arm_count, line.progress.runs) == ("line", "No clear difference.", "current", 2, 4)
+    assert (line.name, line.verdict, line.analysis.state, line.arm_count, line.progress.runs) == (
+        "line",
+        "No clear difference.",
+        "current",
+        2,
+        4,
+    )
     whole = any_api.http.get(f"{URL}/{asked['id']}").json()
     assert {name: answer.json()["data"][0][name] for name in ("counts", "progress", "stage")} == {
         name: whole[name] for name in ("counts", "progress", "stage")

@@ -61,7 +61,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "updateExperiment": {"notes": "Ben was here"},
     "addSeeds": {"count": 1},
     "testWebhook": {"url": "https://example.com/"},
-    **dict.fromkeys(("cancelJobs", "pauseJobs", "resumeJobs", "deleteJobsById"), {"ids": ["job_00000000000000000000000000"]}),
+    **{name: {"ids": ["job_00000000000000000000000000"]} for name in ("cancelJobs", "pauseJobs", "resumeJobs", "deleteJobsById")},
 }
 """JSON bodies that keep every rule, for operations that do not take an empty object."""
 

@@ -16,7 +16,7 @@ PARTS = ("", "results", "files", "log", "events", "config")
 
 def opened(page: Page, job: Job, query: str = "") -> None:
     page.goto(f"/jobs/{job.id}?{query}")
-    expect(page.get_by_role("heading", level=1)).to_have_text(job.name)
+    expect(page.get_by_role("heading", level=1)).to_have_text(job.name or job.id)
     expect(page.get_by_text("Loading …")).to_have_count(0)
 
 
