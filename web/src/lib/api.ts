@@ -7,6 +7,7 @@ export type Problem = Schemas["Problem"];
 export type Job = Schemas["JobDocument"];
 export type JobState = Schemas["JobState"];
 export type Experiment = Schemas["ExperimentDocument"];
+export type ExperimentLine = Schemas["ExperimentSummaryDocument"];
 export type Page<T> = { object: "list"; data: T[]; has_more: boolean; first_id: string | null; last_id: string | null };
 
 export class ApiError extends Error {
