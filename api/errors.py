@@ -223,7 +223,7 @@ async def _framework(request: Request, error: HTTPException) -> Response:
     kind = _OF_FRAMEWORK.get(error.status_code) or Kind(error.status_code, "http_error", "Refused", "")
     headers = dict(error.headers or {})
     if error.status_code == METHOD_NOT_ALLOWED.status:
-        headers["Allow"] = ", ".join(sorted(_methods(request) | set(headers.get("Allow", "").split(", ")) - {""}))
+        headers["Allow"] = ", ".join(sorted(_methods(request))) or headers.get("Allow", "")
     detail = {
         404: f"{request.url.path}: nothing is here; /docs lists what is",
         405: f"{request.method} is not for {request.url.path}; allowed: {headers.get('Allow')}",
@@ -232,10 +232,14 @@ async def _framework(request: Request, error: HTTPException) -> Response:
 
 
 def _methods(request: Request) -> set[str]:
-    """The methods of every route of the path: the framework names those of the first one only."""
+    """The methods of every route of the path as the document has it: the framework names those of the first one only.
+
+    Where several paths of the document match, as `/v1/jobs/cancel` and `/v1/jobs/{id}` do, the one with the fewest parameters is meant.
+    """
     routes = iter_route_contexts(request.app.routes)
-    here = (route for route in routes if route.methods and route.path_regex.match(request.scope["path"]))
-    return {method for route in here for method in route.methods or ()}
+    here = [route for route in routes if route.methods and route.path_regex.match(request.scope["path"])]
+    least = min((len(route.param_convertors) for route in here), default=0)
+    return {method for route in here if len(route.param_convertors) == least for method in route.methods or ()}
 
 
 async def _gone(request: Request, _: ClientDisconnect) -> Response:

@@ -87,6 +87,11 @@ epochs: 5
 #   ttl_seconds: null      # so long after its end the job goes, files and all; null: the server's own rule
 
 # webhook: null            # {url: "https://example.com/hook"} is called when the job has ended
+
+# outputs:
+#   tensorboard: false     # metrics as a TensorBoard event file, among the artifacts
+#   mlflow: false          # a copy of the run on the operator's MLflow server
+
 # priority: 5              # 9 starts first, 0 last
 # labels:
 #   team: vision
@@ -379,9 +384,9 @@ CRAMPED = 90
 def _table(found: list[Job], *, width: int) -> Table:
     """A row per job: ids and states whole whatever the width, names cut, the rest as there is room."""
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("job", no_wrap=True, min_width=max(len(job.id) for job in found))
+    table.add_column("job", no_wrap=True, width=max(len(job.id) for job in found))
     table.add_column("name", no_wrap=True, overflow="ellipsis")
-    table.add_column("state", no_wrap=True, min_width=max(len(job.state) for job in found))
+    table.add_column("state", no_wrap=True, width=max(len(job.state) for job in found))
     shown = {
         "epoch": (_epochs, 0),
         "val top-1": (lambda job: console.percent(job.metrics.latest.get("val_top1")), ROOMY),
@@ -390,7 +395,9 @@ def _table(found: list[Job], *, width: int) -> Table:
     }
     cells = {title: [cell(job) for job in found] for title, (cell, from_width) in shown.items() if width >= from_width}
     for title, values in cells.items():
-        table.add_column(title, justify="right", no_wrap=True, min_width=max(map(len, (title, *values))))
+        table.add_column(title, justify="right", no_wrap=True, width=max(map(len, (title, *values))))
+    taken = sum(column.width or 0 for column in table.columns) + 2 * len(table.columns)
+    table.columns[1].max_width = max(len("name"), width - taken)
     for place, job in enumerate(found):
         table.add_row(job.id, escape(job.name or "–"), console.state(job.state), *(values[place] for values in cells.values()))
     return table

@@ -63,6 +63,7 @@ def test_a_method_that_is_not_known_names_those_that_are(api: Api) -> None:
         ("PUT", "/v1/jobs/job_00000000000000000000000000", "DELETE, GET, PATCH"),
         ("POST", "/v1/jobs/job_00000000000000000000000000/checkpoints/best/model.safetensors", "GET, HEAD"),
         ("GET", "/v1/jobs/job_00000000000000000000000000/cancel", "POST"),
+        ("PUT", "/v1/jobs/cancel", "POST"),
         ("DELETE", "/docs", "GET, HEAD"),
         ("POST", "/docs/assets/swagger-ui.css", "GET, HEAD"),
     ],
