@@ -167,6 +167,8 @@ class WorkerService:
     def _beat(self) -> None:
         while not self._stopping.wait(self.settings.heartbeat_s):
             setproctitle.setproctitle(TITLE)  # Celery names the process too, later than we do
+            if self.settings.beat_file is not None:
+                self.settings.beat_file.touch()
             try:
                 with self.store.write() as tx:
                     known = fleet.heartbeat(tx, self.id, devices=self._devices(), state=self._state())

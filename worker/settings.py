@@ -34,6 +34,8 @@ class WorkerSettings(BaseSettings):
     """A trainer ends itself so long before its lease does."""
     heartbeat_s: float = Field(default=5.0, gt=0.0)
     """Lease renewals and the worker's own heartbeat."""
+    beat_file: Path | None = None
+    """A file to touch at every heartbeat, by which a container's health check knows that this worker lives; default none."""
     look_s: float = Field(default=0.5, gt=0.0)
     """How often a supervisor looks whether the user wants something."""
     poll_s: float = Field(default=2.0, gt=0.0)

@@ -25,6 +25,7 @@ from powergrad.spec import NAME_PATTERN
 
 ID_BYTES, SECRET_BYTES = 6, 32
 KEY = re.compile(r"pg_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+TOLD = re.compile(r"([0-9a-f]{12}):([0-9a-f]{64})")
 SESSION_PREFIX = "pgs_"  # by which a log that was about to show one knows it
 SESSION_S = 12 * 3600.0
 MOST_SESSIONS = 64  # of one key: a browser that never signs out leaves one behind at each sign-in
@@ -101,6 +102,21 @@ def create(
     }
     tx.run(insert(api_keys).values(**row))
     return f"pg_{key_id}_{secret}"
+
+
+def adopt(tx: Tx, told: str, *, owner: str, name: str = "") -> bool:
+    """Store an admin's key that was made elsewhere, told as ID:SHA256 of its secret, unless a key was ever made; whether it was.
+
+    So a server in containers has its first key from the start, and no file holds what opens it. Raises ValueError.
+    """
+    parts = TOLD.fullmatch(told)
+    if parts is None:
+        raise ValueError("must be ID:SHA256, 12 and 64 hexadecimal digits, as scripts/init-env writes it")
+    if are_configured(tx):
+        return False
+    row = {"id": parts[1], "secret_sha256": parts[2], "owner": owner, "name": name, "scopes": sorted(Scope), "created_at": tx.now_ms}
+    tx.run(insert(api_keys).values(**row))
+    return True
 
 
 def get(tx: Tx, key_id: str) -> dict[str, Any]:

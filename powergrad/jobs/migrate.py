@@ -1,6 +1,7 @@
 """Bring a job database to this release's schema: `python -P -m powergrad.jobs.migrate` (POWERGRAD_DATABASE_URL, or --database-url).
 
-Any number may run at once: PostgreSQL waits on an advisory lock, SQLite on its write lock.
+Any number may run at once: PostgreSQL waits on an advisory lock, SQLite on its write lock. POWERGRAD_FIRST_ADMIN, as ID:SHA256 of a key's secret,
+gives a database that knows no key yet its first.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
+from powergrad.jobs import keys
 from powergrad.jobs.store import Store
 
+FIRST_ADMIN = "POWERGRAD_FIRST_ADMIN"
 ADVISORY_LOCK = 0x706F776572  # "power"
 
 
@@ -50,12 +53,19 @@ def main() -> int:
     parser.add_argument(
         "--database-url", default=os.environ.get("POWERGRAD_DATABASE_URL"), help="SQLAlchemy URL; default $POWERGRAD_DATABASE_URL"
     )
-    url = parser.parse_args().database_url
+    url, first_admin = parser.parse_args().database_url, os.environ.get(FIRST_ADMIN)
     if not url:
         parser.error("no database: give --database-url or set POWERGRAD_DATABASE_URL")
     store = Store(url)
-    migrate(store)
-    store.close()
+    try:
+        migrate(store)
+        if first_admin:
+            with store.write() as tx:
+                keys.adopt(tx, first_admin, owner="admin", name="first")
+    except ValueError as error:
+        parser.error(f"{FIRST_ADMIN}: {error}")
+    finally:
+        store.close()
     return 0
 
 

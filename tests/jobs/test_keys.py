@@ -35,6 +35,22 @@ def everything(store: Store) -> str:
         return "\n".join(str(row) for table in metadata.sorted_tables for row in tx.all(select(table)))
 
 
+def test_a_key_made_elsewhere_is_taken_on_as_the_first_only(store: Store) -> None:
+    secret = secrets.token_urlsafe(keys.SECRET_BYTES)
+    key, told = f"pg_{'0123456789ab'}_{secret}", f"0123456789ab:{keys.digest(secret)}"
+    assert do(store, keys.adopt, told, owner="admin") is True
+    assert opened(store, key) == Caller("admin", frozenset(Scope), "0123456789ab")
+    assert secret not in everything(store)
+    assert do(store, keys.adopt, f"ffffffffffff:{keys.digest('other')}", owner="admin") is False, "whoever restarts the server makes no key"
+    assert opened(store, "pg_ffffffffffff_" + "x" * 43) == "no such key"
+
+
+@pytest.mark.parametrize("told", ["", "0123456789ab", "0123456789ab:abc", f"0123456789AB:{'0' * 64}", f"0123456789ab:{'0' * 65}"])
+def test_what_is_no_key_is_not_taken_on(store: Store, told: str) -> None:
+    with pytest.raises(ValueError, match="must be ID:SHA256"):
+        do(store, keys.adopt, told, owner="admin")
+
+
 def test_a_key_opens_for_its_owner_and_scopes(store: Store) -> None:
     key = do(store, keys.create, owner="ada", scopes=frozenset({Scope.SUBMIT}))
     found = opened(store, key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 
-from powergrad.jobs import lifecycle, queries
+from powergrad.jobs import keys, lifecycle, queries
 from powergrad.jobs.migrate import _config, is_current, migrate
 from powergrad.jobs.states import JobState
 from powergrad.jobs.store import Store
@@ -121,3 +122,28 @@ def test_the_command_says_what_it_needs() -> None:
     )
     assert done.returncode == 2
     assert b"POWERGRAD_DATABASE_URL" in done.stderr
+
+
+def migrated_by_command(database: Path, first_admin: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"POWERGRAD_DATABASE_URL": f"sqlite:///{database}", "POWERGRAD_FIRST_ADMIN": first_admin}
+    command = [sys.executable, "-P", "-m", "powergrad.jobs.migrate"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_command_gives_a_new_database_its_first_admin(tmp_path: Path) -> None:
+    told = f"0123456789ab:{keys.digest('secret')}"
+    for _ in range(2):  # compose runs it at every `up`
+        assert migrated_by_command(tmp_path / "jobs.db", told).returncode == 0
+    store = Store(f"sqlite:///{tmp_path}/jobs.db")
+    with store.read() as tx:
+        assert [(key["id"], key["owner"], key["scopes"]) for key in keys.listed(tx)] == [
+            ("0123456789ab", "admin", ["admin", "read", "submit"])
+        ]
+    store.close()
+
+
+def test_the_command_says_what_a_first_admin_must_be(tmp_path: Path) -> None:
+    done = migrated_by_command(tmp_path / "jobs.db", "pg_0123456789ab_secret")
+    assert done.returncode == 2
+    assert "POWERGRAD_FIRST_ADMIN: must be ID:SHA256" in done.stderr
+    assert "secret" not in done.stderr

@@ -72,7 +72,15 @@ def until(question: Callable[[], Any], *, within_s: float = DEADLINE_S) -> Any:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     data_dir: Path = tmp_path_factory.mktemp("worker")
     settings = WorkerSettings(
-        data_dir=data_dir, lease_ttl_s=6.0, lease_margin_s=1.0, heartbeat_s=1.0, look_s=0.1, poll_s=0.1, sweep_s=0.2, slots=2
+        data_dir=data_dir,
+        lease_ttl_s=6.0,
+        lease_margin_s=1.0,
+        heartbeat_s=1.0,
+        beat_file=data_dir / "beat",
+        look_s=0.1,
+        poll_s=0.1,
+        sweep_s=0.2,
+        slots=2,
     )
     store = Store(settings.database_url)
     migrate.migrate(store)

@@ -313,3 +313,11 @@ def classifier(place: Place, job_id: str) -> torch.Tensor:
         stored = queries.find_checkpoint(tx, job_id, "latest")
     path = place.service.settings.data_dir / "jobs" / job_id / stored.path / "model.safetensors"
     return load_file(path)["fc.weight"]
+
+
+def test_a_worker_that_lives_touches_its_beat_file_again_and_again(place: Place) -> None:
+    beat = place.service.settings.beat_file
+    assert beat is not None
+    place.until(beat.exists)
+    beat.unlink()
+    place.until(beat.exists, within_s=10 * place.service.settings.heartbeat_s)
