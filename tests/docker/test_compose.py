@@ -97,7 +97,7 @@ def init_env(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def variables(folder: Path) -> dict[str, str]:
     lines = (folder / ".env").read_text().splitlines()
-    return dict(line.split("=", 1) for line in lines if not line.startswith("#"))  # type: ignore[misc]
+    return dict(line.split("=", 1) for line in lines if not line.startswith("#"))
 
 
 def test_init_env_prints_the_key_once_and_keeps_its_hash(tmp_path: Path) -> None:
