@@ -222,17 +222,7 @@ def _tensorboard(folder: Path, curves: dict[str, list[metrics.Point]]) -> Iterat
     writer.close()
     port = _free_port()
     # its page shows a sample of 1,000 points a series by itself; ours reads all and shows extremes
-    command = [
-        sys.executable,
-        "-m",
-        "tensorboard.main",
-        "--logdir",
-        str(folder),
-        "--port",
-        str(port),
-        "--bind_all=false",
-        "--load_fast=false",
-    ]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port), "--load_fast=false"]
     url = f"http://127.0.0.1:{port}"
     with _server(command, lambda: _has_all(f"{url}/data/plugin/scalars/tags", curves)):
         yield url
