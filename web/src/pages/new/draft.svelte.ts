@@ -3,6 +3,9 @@
 import { isMap, LineCounter, parseDocument, stringify, type Document } from "yaml";
 import { isObject } from "./schema";
 
+/** Text that every reader of YAML takes for the same: 1.1, which reads `yes` as true, too. */
+export const written = (value: unknown): string => stringify(value, { lineWidth: 0, compat: "yaml-1.1" });
+
 export const FIRST = "data:\n  dataset: digits\nmodel:\n  name: resnet8\nloss:\n  alpha: 0.25\nepochs: 20\n";
 
 export class Draft {
@@ -24,7 +27,7 @@ export class Draft {
   spec = $derived<Record<string, unknown> | null>(this.syntax ? null : (this.#lines.document.toJS() as Record<string, unknown>));
 
   take(spec: unknown): void {
-    this.text = stringify(spec, { lineWidth: 0 });
+    this.text = written(spec);
   }
 
   at(path: readonly string[]): unknown {
@@ -33,7 +36,7 @@ export class Draft {
 
   /** undefined takes the setting away, and objects that are empty then with it. */
   set(path: readonly string[], value: unknown): void {
-    const document = parseDocument(this.text) as Document;
+    const document = parseDocument(this.text, { compat: "yaml-1.1" }) as Document;
     for (let depth = 1; depth < path.length; depth++) this.#open(document, path.slice(0, depth));
     if (value === undefined) prune(document, path);
     else document.setIn(path, document.createNode(value));
