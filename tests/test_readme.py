@@ -105,10 +105,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def answers(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What each stop of the tour printed, all run by one shell, as a reader would paste them."""
+    return walked(tmp_path_factory.mktemp("reader"), os.environ | {"POWERGRAD_URL": stack.url, "no_proxy": "127.0.0.1"})
+
+
+def walked(place: Path, environment: dict[str, str]) -> list[str]:
+    """What each stop of the tour printed, all run by one shell, as a reader would paste them; what came after the last at the end."""
     script = "set -eu\n" + "".join(f"{stop.commands}printf '{BETWEEN}'\n" for stop in TOUR)
-    environment = os.environ | {"POWERGRAD_URL": stack.url, "no_proxy": "127.0.0.1"}
-    place = tmp_path_factory.mktemp("reader")
     with subprocess.Popen(
         ["bash", "-c", script],
         cwd=place,
