@@ -33,14 +33,44 @@ def test_every_container_has_few_rights(name: str) -> None:
 
 
 def test_ports_are_this_machines_unless_asked() -> None:
-    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service and "profiles" not in service}
-    assert published == {"api": ["${POWERGRAD_BIND:-127.0.0.1}:${POWERGRAD_PORT:-8642}:8642"]}
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert set(published) == {"api", "prometheus", "grafana"}
+    assert all(port.startswith("${POWERGRAD_BIND:-127.0.0.1}:") for ports in published.values() for port in ports)
+
+
+def test_monitoring_is_there_when_it_is_asked_for_only() -> None:
+    asked = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
+    assert asked == {
+        "worker": ["gpu"],
+        "worker-cpu": ["cpu"],
+        "prometheus": ["monitoring"],
+        "grafana": ["monitoring"],
+        "dcgm-exporter": ["monitoring-gpu"],
+    }
+
+
+def test_every_file_that_is_mounted_is_there() -> None:
+    mounted = [volume.split(":")[0] for service in SERVICES.values() for volume in service.get("volumes", ()) if volume.startswith("./")]
+    assert mounted
+    assert [path for path in mounted if not (ROOT / path).exists()] == []
+
+
+def test_monitoring_scrapes_and_shows_what_compose_starts() -> None:
+    folder = ROOT / "docker/monitoring"
+    powergrad, dcgm = yaml.safe_load((folder / "prometheus-compose.yml").read_text())["scrape_configs"]
+    assert powergrad["static_configs"] == [{"targets": ["api:8642"]}]
+    assert powergrad["authorization"]["credentials_file"] == "/run/secrets/metrics_key"
+    assert dcgm["dns_sd_configs"][0]["names"][0] in SERVICES
+    (source,) = yaml.safe_load((folder / "grafana/datasources/prometheus.yml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = yaml.safe_load((folder / "grafana/dashboards/powergrad.yml").read_text())["providers"]
+    assert f"./docker/monitoring/dashboards:{provider['options']['path']}:ro" in SERVICES["grafana"]["volumes"]
 
 
 def test_no_secret_has_a_default() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     secrets = re.findall(r"\$\{(\w*(?:PASSWORD|ADMIN)\w*)(:\?[^}]*)?", text)
-    assert {name for name, _ in secrets} == {"POSTGRES_PASSWORD", "REDIS_PASSWORD", "POWERGRAD_FIRST_ADMIN"}
+    assert {name for name, _ in secrets} == {"POSTGRES_PASSWORD", "REDIS_PASSWORD", "GRAFANA_PASSWORD", "POWERGRAD_FIRST_ADMIN"}
     assert all("./scripts/init-env" in rule for _, rule in secrets)
 
 
