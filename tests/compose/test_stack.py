@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from powergrad.client import Client, Job
@@ -19,6 +21,7 @@ from tests.test_readme import TOUR, blocks, pattern, settled, walked
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 TRAINED_S = 300.0
 SERVICES = ("postgres", "redis", "api", "worker-cpu")
+DOCUMENT = ROOT / "docs/docker.md"
 OLDER = ROOT / "tests/jobs/older.py"
 
 
@@ -77,6 +80,22 @@ def test_only_the_api_is_published_and_on_loopback_only(stack: Project) -> None:
     published = {service: stack.inspect(service)["NetworkSettings"]["Ports"] for service in SERVICES}
     bound = {service: [each for one in ports.values() for each in one or ()] for service, ports in published.items()}
     assert bound == {"postgres": [], "redis": [], "worker-cpu": [], "api": [{"HostIp": "127.0.0.1", "HostPort": str(stack.port)}]}
+
+
+@pytest.mark.parametrize("service", ["api", "worker-cpu"])
+def test_the_doctor_finds_an_image_well(stack: Project, service: str) -> None:
+    findings = json.loads(stack.compose("exec", "-T", service, "powergrad", "doctor", "--json"))
+    assert {found["verdict"] for found in findings} <= {"ok", "note"}
+    assert {"database", "broker", "memory", "disk"} <= {found["subject"] for found in findings}
+
+
+def test_a_key_for_monitoring_is_made_as_the_document_says(stack: Project) -> None:
+    command = next(line for one in blocks(DOCUMENT) for line in one.text.splitlines() if ".metrics-key" in line)
+    stack.shell(command)
+    key = (stack.folder / ".metrics-key").read_text().strip()
+    told = httpx2.get(f"{stack.url}/metrics", headers={"Authorization": f"Bearer {key}"}, trust_env=False)
+    assert "powergrad_jobs{" in told.text
+    assert httpx2.get(f"{stack.url}/metrics", trust_env=False).status_code == 401
 
 
 def test_all_are_healthy(stack: Project) -> None:
@@ -145,7 +164,7 @@ def test_a_release_with_an_older_schema_is_upgraded_while_a_job_runs(stack: Proj
 
 
 def test_a_backup_made_meanwhile_goes_on_elsewhere(stack: Project, client: Client, undisturbed: str, tmp_path: Path) -> None:
-    backup, restore = (next(one.text for one in blocks(ROOT / "docs/docker.md") if one.mark == mark) for mark in ("backup", "restore"))
+    backup, restore = (next(one.text for one in blocks(DOCUMENT) if one.mark == mark) for mark in ("backup", "restore"))
     ended, job = client.submit(tiny(name="ended")), under_way(client, "backed-up")
     stack.shell(backup)
     stack.compose("stop")  # the machine is gone
