@@ -57,7 +57,7 @@ def test_it_has_labels_and_a_health_check(image: str) -> None:
 
 def test_nothing_that_built_it_is_left(image: str) -> None:
     assert in_container(image, "command -v node npm npx uv gcc git || true") == ""
-    left = "ls -A /root /tmp /var/cache"
+    left = "find /root /tmp /var/cache -type f | sort"
     assert in_container(image, left, user="0") == in_container(BASE, left)
 
 
