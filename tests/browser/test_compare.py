@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 from powergrad.cli.stack import Stack
 from powergrad.client import Client, Job
-from tests.browser.conftest import PHONE, Watched, accessible, shoot
+from tests.browser.conftest import PHONE, Watched, accessible, shoot, zoom
 from tests.cli.conftest import TRAINED_S, endless, tiny
 
 SET = "label.set=compared"
@@ -96,23 +96,17 @@ def test_a_zoom_and_the_hidden_survive_new_points(page: Page, client: Client) ->
     job = client.submit(endless(name="grows", labels={"set": "growing"}))
     other = client.submit(endless(name="grows-too", labels={"set": "growing"}, loss={"alpha": 0.5}))
     page.goto("/compare?label.set=growing&name=train_loss&x=epoch")
-    box = page.locator("figure .u-over").first
-    box.wait_for()
+    plot = page.locator("figure .u-over").first
+    plot.wait_for()
     page.get_by_label("Show grows-too").uncheck()
     page.wait_for_function("() => Number(document.querySelector('[data-drawn]').dataset.drawn) > 3")
-    place = box.bounding_box()
-    assert place is not None
-    page.mouse.move(place["x"] + place["width"] * 0.2, place["y"] + 60)
-    page.mouse.down()
-    page.mouse.move(place["x"] + place["width"] * 0.6, place["y"] + 60, steps=4)
-    page.mouse.up()
-    expect(page).to_have_url(re.compile("zoom="))
+    zoom(page, plot)
     before = page.url
     drawn = int(page.locator("[data-drawn]").get_attribute("data-drawn") or 0)
     page.wait_for_function("drawn => Number(document.querySelector('[data-drawn]').dataset.drawn) > drawn", arg=drawn)
     assert page.url == before
     expect(page.get_by_label("Show grows-too")).not_to_be_checked()
-    box.dblclick(position={"x": 100, "y": 60})
+    plot.dblclick(position={"x": 100, "y": 60})
     expect(page).not_to_have_url(re.compile("zoom="))
     for one in (job, other):
         client.cancel(one.id)

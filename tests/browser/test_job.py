@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from powergrad.client import Client, Job
-from tests.browser.conftest import PHONE, Watched, accessible, shoot
+from tests.browser.conftest import PHONE, Watched, accessible, shoot, zoom
 from tests.cli.conftest import endless, tiny
 
 PARTS = ("", "results", "files", "log", "events", "config")
@@ -53,13 +53,7 @@ def test_a_zoom_survives_new_points(page: Page, client: Client) -> None:
     plot = page.locator(".u-over").first
     plot.wait_for()
     page.wait_for_function("() => Number(document.querySelector('[data-drawn]').dataset.drawn) > 8")
-    box = plot.bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + 50)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + 50, steps=5)
-    page.mouse.up()
-    expect(page).to_have_url(re.compile("zoom="))
+    zoom(page, plot)
     zoomed = page.url
     before = int(page.locator("[data-drawn]").first.get_attribute("data-drawn") or 0)
     page.wait_for_function("before => Number(document.querySelector('[data-drawn]').dataset.drawn) > before + 2", arg=before)

@@ -102,32 +102,19 @@ class Project:
         }
 
     def compose(self, *arguments: str, stdin: str | None = None) -> str:
-        done = subprocess.run(
-            [*command(), *arguments],
-            cwd=self.folder,
-            env=self.environment,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=LONG_S,
-        )
-        assert done.returncode == 0, f"compose {' '.join(arguments)}: {done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        return done.stdout
+        return self._run([*command(), *arguments], stdin)
 
     def shell(self, script: str) -> None:
         """Run lines of a document as they stand there, whichever compose this machine has."""
-        prelude = f'set -eu\ndocker() {{ if [ "$1" = compose ]; then shift; {" ".join(f"command {one}" if not index else one for index, one in enumerate(command()))} "$@"; else command docker "$@"; fi; }}\n'
+        as_function = 'docker() { if [ "$1" = compose ]; then shift; command $COMPOSE "$@"; else command docker "$@"; fi; }'
+        self._run(["bash", "-c", f"set -eu\nCOMPOSE='{' '.join(command())}'\n{as_function}\n{script}"])
+
+    def _run(self, words: list[str], stdin: str | None = None) -> str:
         done = subprocess.run(
-            ["bash", "-c", prelude + script],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=LONG_S,
+            words, cwd=self.folder, env=self.environment, input=stdin, capture_output=True, text=True, check=False, timeout=LONG_S
         )
-        assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        assert done.returncode == 0, f"{' '.join(words)}: {done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        return done.stdout
 
     def up(self) -> float:
         """Seconds until the stack says that jobs can run."""

@@ -53,6 +53,7 @@ def under_way(client: Client, name: str) -> Job:
     """A job with at least four of its epochs behind it."""
     job = client.submit(steady(name))
     until(lambda: (client.get(job.id).progress.epoch or 0) >= 4, TRAINED_S, f"{name} has trained four epochs")
+    assert not client.get(job.id).is_terminal, "nothing is left to disturb"
     return job
 
 
